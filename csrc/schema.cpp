@@ -1,0 +1,16 @@
+// The only place where an operator's schema is written. Fake and autograd registrations are in Python, beside the
+// public function of each op (pyramid/ops/<op>.py).
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(pyramid, m) {
+  // z (..., D), codebook (K, D) -> ids (...) int64, distance (...) float32 (float64 for float64)
+  m.def("nearest_code(Tensor z, Tensor codebook) -> (Tensor ids, Tensor distance)");
+
+  // x (..., d) -> codes (..., d), ids (...) int64, entropy (...), commitment (...)
+  m.def("bit_quantize(Tensor x, float temperature) -> (Tensor codes, Tensor ids, Tensor entropy, Tensor commitment)");
+
+  // The gradient of x (..., d) from those of codes, entropy and commitment; an absent one counts as zero.
+  m.def(
+      "bit_quantize_backward(Tensor x, float temperature, Tensor? grad_codes, Tensor? grad_entropy, "
+      "Tensor? grad_commitment) -> Tensor grad_x");
+}
