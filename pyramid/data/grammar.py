@@ -1,0 +1,181 @@
+"""The language of the `shapes` world: captions with paraphrases, questions with answers, and the parser back.
+
+One grammar serves all: `caption` writes the canonical sentence of a scene, `paraphrase` another wording of it,
+`questions` the question-answer pairs, `parse` reads any of these sentences (and what a model writes) back into
+attributes. Works on the dataclasses of `shapes.py` by attribute names only.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pyramid.data.shapes import ObjectAttributes, SceneAttributes
+
+# First wording = canonical. Every wording of a value must be unique over all values of all attributes.
+SHAPE_WORDS = {
+    "circle": ("circle", "disc"),
+    "square": ("square",),
+    "triangle": ("triangle",),
+    "star": ("star",),
+    "cross": ("cross", "plus"),
+    "ring": ("ring", "hoop"),
+}
+SIZE_WORDS = {"small": ("small", "tiny", "little"), "medium": ("medium", "middling"), "large": ("large", "big", "huge")}
+COLOUR_WORDS = {
+    "red": ("red", "scarlet"),
+    "green": ("green",),
+    "blue": ("blue",),
+    "yellow": ("yellow",),
+    "orange": ("orange",),
+    "purple": ("purple", "violet"),
+    "cyan": ("cyan", "turquoise"),
+    "white": ("white",),
+}
+MOTION_PHRASES = {
+    "left": ("moves left", "drifts to the left", "goes left", "slides left"),
+    "right": ("moves right", "drifts to the right", "goes right", "slides right"),
+    "up": ("moves up", "drifts up", "goes up", "climbs up"),
+    "down": ("moves down", "drifts down", "goes down", "sinks down"),
+    "bounces": ("bounces", "is bouncing", "hops"),
+    "sways": ("sways", "is swaying", "swings"),
+    "orbits": ("orbits", "is orbiting", "revolves"),
+    "rests": ("rests", "is resting", "stays still"),
+}
+BACKGROUND_WORDS = {
+    "gradient": ("gradient", "shaded"),
+    "striped": ("striped",),
+    "checkered": ("checkered", "chequered"),
+    "dotted": ("dotted", "spotted"),
+}
+CAMERA_PHRASES = {
+    "static": (),
+    "pan left": ("the camera pans left",),
+    "pan right": ("the camera pans right",),
+    "tilt up": ("the camera tilts up",),
+    "tilt down": ("the camera tilts down",),
+    "zoom in": ("the camera zooms in",),
+    "zoom out": ("the camera zooms out",),
+}
+_MOTION_KEYS = {
+    "left": "left leftward leftwards",
+    "right": "right rightward rightwards",
+    "up": "up upward upwards",
+    "down": "down downward downwards",
+    "bounces": "bounces bouncing bounce hops hopping",
+    "sways": "sways swaying sway swings swinging",
+    "orbits": "orbits orbiting orbit revolves revolving",
+    "rests": "rests resting rest still",
+}
+
+
+class _Choice:
+    """A wording for each value: the canonical one, or one that a hash of the key picks."""
+
+    def __init__(self, key: str | None) -> None:
+        self.key, self.count = key, 0
+
+    def __call__(self, wordings: tuple[str, ...]) -> str:
+        if self.key is None:
+            return wordings[0]
+        self.count += 1
+        return wordings[zlib.crc32(f"{self.key}:{self.count}".encode()) % len(wordings)]
+
+
+def caption(scene: SceneAttributes) -> str:
+    """The canonical sentence, e.g. "a small red star moves left on a striped background"."""
+    return _sentence(scene, _Choice(None))
+
+
+def paraphrase(scene: SceneAttributes, key: int | str) -> str:
+    """Another wording of `caption`, chosen by `key`: synonyms, and details left out now and then."""
+    return _sentence(scene, _Choice(str(key)))
+
+
+def _noun(thing: ObjectAttributes, choose: _Choice) -> str:
+    words = [choose(SIZE_WORDS[thing.size]), choose(COLOUR_WORDS[thing.colour])]
+    if thing.texture != "plain":
+        words.append(thing.texture)
+    words.append(choose(SHAPE_WORDS[thing.shape]))
+    return " ".join(words)
+
+
+def _article(phrase: str) -> str:
+    return ("an " if phrase[0] in "aeiou" else "a ") + phrase
+
+
+def _sentence(scene: SceneAttributes, choose: _Choice) -> str:
+    clauses = [
+        f"{_article(_noun(thing, choose))} {choose(MOTION_PHRASES[thing.motion])}" for thing in scene.objects
+    ]
+    if scene.relation:
+        second = scene.objects[1]
+        clauses[1] = f"{_article(_noun(second, choose))} that {choose(MOTION_PHRASES[second.motion])}"
+        clauses[0] += f" {scene.relation} " + clauses.pop(1)
+    sentence = " and ".join(clauses)
+    background = _article(choose(BACKGROUND_WORDS[scene.background]) + " background")
+    if choose(("with", "with", "without")) == "with":
+        sentence += f" on {background}"
+    if CAMERA_PHRASES[scene.camera]:
+        sentence += ", " + choose(CAMERA_PHRASES[scene.camera])
+    return sentence
+
+
+def questions(scene: SceneAttributes) -> list[tuple[str, str]]:
+    """Question-answer pairs whose answers follow from the scene alone; answers are one canonical word."""
+    pairs = [("how many objects are there?", ("one", "two", "three")[len(scene.objects) - 1])]
+    for thing in scene.objects:
+        name = f"{thing.colour} {thing.shape}" if len(scene.objects) > 1 else thing.shape
+        pairs += [
+            (f"how large is the {name}?", thing.size),
+            (f"how does the {name} move?", thing.motion),
+            (f"what shape is the {thing.colour} object?", thing.shape),
+        ]
+        if len(scene.objects) == 1:
+            pairs.append((f"what colour is the {thing.shape}?", thing.colour))
+        if thing.texture != "plain":
+            pairs.append((f"what texture does the {name} have?", thing.texture))
+    pairs.append(("what is the background?", scene.background))
+    if scene.relation:
+        first, second = scene.objects[:2]
+        question = f"where is the {first.colour} {first.shape} from the {second.colour} {second.shape}?"
+        pairs.append((question, scene.relation.split()[0]))
+    if scene.camera != "static":
+        pairs.append(("what does the camera do?", scene.camera))
+    return pairs
+
+
+def _index(table: dict[str, tuple[str, ...]]) -> dict[str, str]:
+    return {word: value for value, words in table.items() for word in words}
+
+
+_WORD_TO_VALUE = {
+    "shape": _index(SHAPE_WORDS),
+    "colour": _index(COLOUR_WORDS),
+    "size": _index(SIZE_WORDS),
+    "motion": {word: value for value, words in _MOTION_KEYS.items() for word in words.split()},
+    "background": _index(BACKGROUND_WORDS),
+}
+
+
+def parse(sentence: str) -> dict[str, str]:
+    """Attributes of the first object (and the background) that a sentence of this grammar names.
+
+    Returns a dict with some of the keys shape, colour, size, motion, background: the first word of each kind wins,
+    unknown words are passed over. Never raises, so that it can read whatever a model writes.
+    """
+    found: dict[str, str] = {}
+    before_shape = True
+    for word in re.findall(r"[a-z]+", sentence.lower()):
+        for kind, table in _WORD_TO_VALUE.items():
+            if word not in table or kind in found:
+                continue
+            if kind == "motion" and before_shape:
+                continue  # "left" before the noun is no motion
+            if kind == "background" and before_shape:
+                continue  # an object's own texture
+            found[kind] = table[word]
+            before_shape &= kind != "shape"
+    return found

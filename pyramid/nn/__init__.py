@@ -1,0 +1,1 @@
+"""Networks: blocks.py (parts), encoder.py, decoder.py."""

@@ -1,0 +1,140 @@
+"""The residual pyramid: each level quantizes what the levels above it left over (VAR, 2404.02905, algorithm 1).
+
+For every level: project the residual to the level's code space and pool it to the level's grid, quantize, project back,
+put back on the latent's grid, subtract. The sum of the first k levels is the latent at detail k. Unlike VAR every level
+has a codebook of its own kind: words on the coarse levels, bits on the fine ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from pyramid import ops
+from pyramid.levels import Level, Pyramid
+from pyramid.quantize.base import Quantizer
+from pyramid.quantize.bits import BitQuantizer
+from pyramid.quantize.fsq import FSQQuantizer
+from pyramid.quantize.vq import VectorQuantizer
+from pyramid.quantize.words import WordQuantizer
+from pyramid.words import WordTable
+
+# Shapes: B batch, D latent, E code space, T H W latent grid, t h w level grid.
+
+
+@dataclass(frozen=True)
+class LevelConfig:
+    """One level: its codebook, and its grid for a latent chunk of the reference size (it scales with the latent).
+
+    `bits` counts for codebook "bits", `fsq_levels` for "fsq", `codebook_size` and `code_dim` for "vq"; a "words"
+    level takes the tokenizer's word table.
+    """
+
+    codebook: Literal["words", "bits", "fsq", "vq"] = "bits"
+    t: int = 1
+    h: int = 1
+    w: int = 1
+    bits: int = 10
+    fsq_levels: tuple[int, ...] = (8, 5, 5, 5)
+    codebook_size: int = 1024
+    code_dim: int = 16
+
+
+@dataclass(frozen=True)
+class QuantizedChunk:
+    """One chunk through the pyramid. `values[l]` (B, D, T, H, W): what level l adds to the latent; `ids[l]` int64
+    (B, t, h, w); `queries[l]` (B, t, h, w, E): the input of the level's quantizer; `losses[l]`: scalars;
+    `residual` (B, D, T, H, W): what no level caught."""
+
+    values: list[Tensor]
+    ids: list[Tensor]
+    queries: list[Tensor]
+    losses: list[Tensor]
+    residual: Tensor
+
+
+def make_quantizer(config: LevelConfig, table: WordTable | None) -> Quantizer:
+    if config.codebook == "words":
+        if table is None:
+            raise ValueError("make_quantizer: a level of words needs a word table, got none")
+        return WordQuantizer(table)
+    if config.codebook == "bits":
+        return BitQuantizer(config.bits)
+    if config.codebook == "fsq":
+        return FSQQuantizer(config.fsq_levels)
+    if config.codebook == "vq":
+        return VectorQuantizer(config.codebook_size, config.code_dim)
+    raise ValueError(f"LevelConfig: codebook must be 'words', 'bits', 'fsq' or 'vq', got {config.codebook!r}")
+
+
+class _QuantizedLevel(nn.Module):
+    """A quantizer with its trained projections from and to the latent."""
+
+    def __init__(self, config: LevelConfig, latent_dim: int, table: WordTable | None) -> None:
+        super().__init__()
+        self.quantizer = make_quantizer(config, table)
+        dim = self.quantizer.dim
+        if config.codebook == "words":  # meaning is no linear function of a residual; the mixing happens before pooling
+            self.before_pool = nn.Sequential(nn.Linear(latent_dim, 4 * latent_dim), nn.GELU())
+            self.project_in = nn.Linear(4 * latent_dim, dim)
+        else:
+            self.before_pool = nn.Identity()
+            self.project_in = nn.Linear(latent_dim, dim)
+        self.project_out = nn.Linear(dim, latent_dim)
+
+    def query(self, residual: Tensor, level: Level) -> Tensor:
+        """(B, D, T, H, W) -> (B, t, h, w, E)"""
+        x = self.before_pool(residual.movedim(1, -1)).movedim(-1, 1)
+        return self.project_in(ops.level_resample(x, level.grid).movedim(1, -1))
+
+    def value(self, codes: Tensor, grid: Sequence[int]) -> Tensor:
+        """(B, t, h, w, E) -> (B, D, T, H, W)"""
+        return ops.level_resample(self.project_out(codes).movedim(-1, 1), tuple(grid))
+
+
+class ResidualPyramid(nn.Module):
+    """Levels over the latent of one chunk at a time. `reference`: the latent grid (t, h, w) of a chunk that the
+    levels' grids were written for; `table`: the words of the word levels."""
+
+    def __init__(
+        self,
+        configs: Sequence[LevelConfig],
+        latent_dim: int,
+        reference: tuple[int, int, int],
+        table: WordTable | None = None,
+    ) -> None:
+        super().__init__()
+        if not configs:
+            raise ValueError("ResidualPyramid: expected at least one level, got none")
+        self.configs, self.reference = tuple(configs), reference
+        self.levels = nn.ModuleList(_QuantizedLevel(config, latent_dim, table) for config in configs)
+
+    def pyramid(self, grid: Sequence[int]) -> Pyramid:
+        """Geometry for a chunk whose latent has this grid (t, h, w)."""
+        return Pyramid(tuple(Level(c.t, c.h, c.w).at(grid, self.reference) for c in self.configs))
+
+    def forward(self, latent: Tensor, detail: int | None = None) -> QuantizedChunk:
+        """latent (B, D, T, H, W) of one chunk -> its first `detail` levels (all by default)."""
+        grid = latent.shape[2:]
+        residual = latent
+        out = QuantizedChunk([], [], [], [], residual)
+        for level, part in list(zip(self.pyramid(grid).levels, self.levels, strict=True))[:detail]:
+            query = part.query(residual, level)
+            quantized = part.quantizer.quantize(query)
+            value = part.value(quantized.codes, grid)
+            residual = residual - value
+            out.values.append(value)
+            out.ids.append(quantized.ids)
+            out.queries.append(query)
+            out.losses.append(quantized.loss)
+        return QuantizedChunk(out.values, out.ids, out.queries, out.losses, residual)
+
+    def decode(self, ids: Sequence[Tensor], grid: Sequence[int]) -> Tensor:
+        """Ids of the first k levels, int64 (B, t, h, w) each -> the latent at detail k, (B, D, T, H, W)."""
+        values = (
+            part.value(part.quantizer.ids_to_codes(i), grid) for i, part in zip(ids, self.levels, strict=False)
+        )
+        return sum(values)  # type: ignore[return-value]

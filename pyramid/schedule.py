@@ -1,0 +1,83 @@
+"""How long a run lasts and how its learning rate moves; shared by the tokenizer's and the language model's training."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A run ends at `max_steps` or after `max_minutes`, whichever comes first (-1 and 0 mean no limit). The learning
+    rate warms up over `warmup_steps` and falls as a cosine to a fiftieth over the limit that is nearer its end."""
+
+    max_steps: int = -1
+    max_minutes: float = 10.0
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+    warmup_steps: int = 100
+    weight_decay: float = 0.02
+    ema_decay: float = 0.998
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    device: str = "auto"
+    num_workers: int = 0
+    seed: int = 0
+    log_every: int = 20
+    val_every: int = 200
+    val_batches: int = 4
+    checkpoint_every: int = 200
+
+    def __post_init__(self) -> None:
+        if self.max_steps < 0 and self.max_minutes <= 0:
+            raise ValueError("max_steps or max_minutes must set an end, got neither")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+
+
+class Schedule:
+    """Progress of a run in [0, 1] by steps and by the clock, and the factor on the learning rate."""
+
+    def __init__(self, run: RunConfig) -> None:
+        self.run, self._before, self._start = run, 0.0, None
+
+    def start(self) -> None:
+        self._start = time.monotonic()
+
+    def resume(self, seconds: float) -> None:
+        """Count `seconds` of earlier work in."""
+        self._before = seconds
+
+    @property
+    def seconds(self) -> float:
+        return self._before + (time.monotonic() - self._start if self._start is not None else 0.0)
+
+    def progress(self, module: Any) -> float:
+        """`module`: the LightningModule in training."""
+        return self._progress(module.global_step)
+
+    def _progress(self, step: int) -> float:
+        by_step = step / self.run.max_steps if self.run.max_steps > 0 else 0.0
+        by_time = self.seconds / (60 * self.run.max_minutes) if self.run.max_minutes > 0 else 0.0
+        return min(1.0, max(by_step, by_time))
+
+    def factor(self, module: Any, step: int) -> float:
+        warm = min(1.0, (step + 1) / max(1, self.run.warmup_steps))
+        return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self._progress(step))))
+
+
+def training_precision(precision: str, device: str) -> str:
+    """Lightning's name for "fp32" or "bf16"; "auto" takes bf16 where the hardware multiplies it natively."""
+    if precision == "auto":
+        if device in ("auto", "cuda", "gpu") and torch.cuda.is_available():
+            native = torch.cuda.is_bf16_supported()
+        else:
+            native = torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()
+        precision = "bf16" if native else "fp32"
+    names = {"fp32": "32-true", "bf16": "bf16-mixed"}
+    if precision not in names:
+        raise ValueError(f"precision: expected auto, fp32 or bf16, got {precision!r}")
+    return names[precision]

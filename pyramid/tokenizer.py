@@ -1,0 +1,314 @@
+"""`PyramidTokenizer`: video <-> pyramid of tokens. Read this file first; it only composes the parts.
+
+    video -> Encoder -> latent -> ResidualPyramid -> TokenPyramid -> ResidualPyramid -> latent -> Decoder -> video
+
+Inference always runs one chunk at a time (the first frame, then runs of `chunk_frames`), with the state of the causal
+networks as a value that the caller of `encode_chunk` and `decode_chunk` holds: a stream and a whole clip are the same
+computation, and memory does not grow with the clip. Training runs a clip at once (`forward`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pyramid.levels import Pyramid, check_detail, chunk_lengths
+from pyramid.nn.blocks import State
+from pyramid.nn.decoder import Decoder
+from pyramid.nn.encoder import Encoder
+from pyramid.quantize.residual import LevelConfig, QuantizedChunk, ResidualPyramid
+from pyramid.tokens import TokenPyramid
+from pyramid.words import WordTable
+
+FORMAT_VERSION = 1
+
+_DEFAULT_LEVELS = (
+    LevelConfig("words", 1, 1, 1),
+    LevelConfig("words", 1, 2, 2),
+    LevelConfig("bits", 1, 2, 2, bits=10),
+    LevelConfig("bits", 1, 4, 4, bits=10),
+    LevelConfig("bits", 2, 4, 4, bits=10),
+)
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """`height`, `width`, `num_frames`, `fps`: of the training clips; others work, levels' grids scale with them.
+    `patch`: pixels a side that the first convolution takes as one cell; `channels`, `depths`: widths and blocks there
+    and after each further halving of the frame.
+    `time_stride`: pixel frames a latent frame; `chunk_frames`: pixel frames a chunk; `dim`, `depth`: width and number
+    of the blocks at the latent's resolution; `latent_dim`: numbers of a latent."""
+
+    height: int = 32
+    width: int = 32
+    num_frames: int = 9
+    fps: float = 8.0
+    patch: int = 4
+    channels: tuple[int, ...] = (96, 192)
+    depths: tuple[int, ...] = (2, 2)
+    time_stride: int = 4
+    chunk_frames: int = 8
+    dim: int = 256
+    depth: int = 3
+    latent_dim: int = 64
+    levels: tuple[LevelConfig, ...] = _DEFAULT_LEVELS
+
+    def __post_init__(self) -> None:
+        if len(self.channels) != len(self.depths) or not self.channels:
+            raise ValueError(
+                f"TokenizerConfig: channels and depths must have one entry a halving each, got {self.channels} and "
+                f"{self.depths}"
+            )
+        if self.chunk_frames % self.time_stride:
+            raise ValueError(
+                f"TokenizerConfig: chunk_frames must be a multiple of time_stride {self.time_stride}, got "
+                f"{self.chunk_frames}"
+            )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return (self.height, self.width)
+
+    @property
+    def stride(self) -> int:
+        """Pixels a latent cell, along height and width."""
+        return self.patch * 2 ** (len(self.channels) - 1)
+
+    @property
+    def num_levels(self) -> int:
+        return len(self.levels)
+
+
+@dataclass(frozen=True)
+class TrainingOutput:
+    """What training needs of one pass: `video` (B, 3, T, H, W), the reconstruction at each clip's own detail;
+    `chunks`: the quantized chunks, first frame first."""
+
+    video: Tensor
+    chunks: list[QuantizedChunk]
+
+
+class PyramidTokenizer(nn.Module):
+    """Video tokenizer. `table`: the word table of the word levels; the package's own by default.
+
+    >>> tokenizer = PyramidTokenizer(TokenizerConfig())
+    >>> tokens = tokenizer.encode(torch.zeros(1, 3, 9, 32, 32))
+    >>> tokenizer.decode(tokens, detail=3).shape
+    torch.Size([1, 3, 9, 32, 32])
+    """
+
+    def __init__(self, config: TokenizerConfig, table: WordTable | None = None) -> None:
+        super().__init__()
+        self.config = c = config
+        if table is None and any(level.codebook == "words" for level in c.levels):
+            table = WordTable.load()
+        self.table = table
+        self.encoder = Encoder(c.patch, c.channels, c.depths, c.time_stride, c.dim, c.depth, c.latent_dim)
+        reference = (c.chunk_frames // c.time_stride, -(-c.height // c.stride), -(-c.width // c.stride))
+        self.levels = ResidualPyramid(c.levels, c.latent_dim, reference, table)
+        self.decoder = Decoder(
+            c.patch, c.channels, c.depths, c.time_stride, c.dim, c.depth, c.latent_dim, c.num_levels
+        )
+
+    @property
+    def num_levels(self) -> int:
+        return self.config.num_levels
+
+    @property
+    def word_levels(self) -> list[int]:
+        """Indices (from 0) of the levels whose codes are words."""
+        return [index for index, level in enumerate(self.config.levels) if level.codebook == "words"]
+
+    @property
+    def device(self) -> torch.device:
+        return self.encoder.head[1].weight.device
+
+    def pyramids(self, num_frames: int, height: int | None = None, width: int | None = None) -> list[Pyramid]:
+        """Geometry of every chunk of a clip of this length and pixel size (by default the training size)."""
+        c = self.config
+        h, w = -(-(height or c.height) // c.stride), -(-(width or c.width) // c.stride)
+        times = [1 if n == 1 and i == 0 else c.chunk_frames // c.time_stride
+                 for i, n in enumerate(chunk_lengths(num_frames, c.chunk_frames))]
+        return [self.levels.pyramid((t, h, w)) for t in times]
+
+    # ------------------------------------------------------------------------------------------ training
+
+    def forward(self, video: Tensor, detail: Tensor) -> TrainingOutput:
+        """One pass over whole clips, for training. video (B, 3, T, H, W) with T = 1 + n * chunk_frames, H and W
+        multiples of the stride; detail (B,) int64: the levels each clip's reconstruction may use, or num_levels + 1
+        for the latent as it is, unquantized."""
+        latent, _ = self.encoder(video)
+        step = self.config.chunk_frames // self.config.time_stride
+        parts = [latent[:, :, :1], *latent[:, :, 1:].split(step, dim=2)] if latent.shape[2] > 1 else [latent]
+        chunks = [self.levels(part) for part in parts]
+        kept = []
+        for part, chunk in zip(parts, chunks, strict=True):
+            total = torch.zeros_like(chunk.residual)
+            for index, value in enumerate(chunk.values):
+                total = total + value * (detail > index).to(value)[:, None, None, None, None]
+            unquantized = (detail > self.num_levels)[:, None, None, None, None]
+            kept.append(torch.where(unquantized, part, total))
+        pixels, _ = self.decoder(torch.cat(kept, dim=2), detail)
+        return TrainingOutput(pixels, chunks)
+
+    # ------------------------------------------------------------------------------------------ inference
+
+    @torch.inference_mode()
+    def encode_chunk(
+        self, video: Tensor, state: State | None, detail: int | None = None
+    ) -> tuple[tuple[Tensor, ...], State]:
+        """One chunk of pixel frames (B, 3, t, H, W) in [-1, 1] -> ids of its levels, and the state for the next chunk.
+        t is 1 for the first chunk (state None), then `chunk_frames`; a shorter last chunk is filled up with its last
+        frame, sides that the stride does not divide with their last row and column."""
+        c = self.config
+        detail = check_detail(detail, self.num_levels, "PyramidTokenizer.encode")
+        wanted = 1 if state is None else c.chunk_frames
+        missing = (-video.shape[4] % c.stride, -video.shape[3] % c.stride, wanted - video.shape[2])
+        if missing[2] < 0:
+            raise ValueError(f"PyramidTokenizer.encode_chunk: expected at most {wanted} frames, got {video.shape[2]}")
+        video = nn.functional.pad(video, (0, missing[0], 0, missing[1], 0, missing[2]), mode="replicate")
+        latent, state = self.encoder(video.to(self.device), state)
+        return tuple(self.levels(latent, detail).ids), state
+
+    @torch.inference_mode()
+    def decode_chunk(
+        self, ids: tuple[Tensor, ...], state: State | None, *, height: int, width: int
+    ) -> tuple[Tensor, State]:
+        """Ids of the first k levels of one chunk -> pixel frames (B, 3, t, height, width) in [-1, 1], new state."""
+        c = self.config
+        t = 1 if state is None else c.chunk_frames // c.time_stride
+        grid = (t, -(-height // c.stride), -(-width // c.stride))
+        latent = self.levels.decode([i.to(self.device) for i in ids], grid)
+        detail = torch.full((latent.shape[0],), len(ids), device=latent.device)
+        pixels, state = self.decoder(latent, detail, state)
+        return pixels[..., :height, :width].clamp(-1, 1), state
+
+    def encode(self, video: Tensor, detail: int | None = None) -> TokenPyramid:
+        """Tokens of whole clips. video (B, 3, T, H, W), float in [-1, 1], any T, H, W >= 1.
+
+        Raises ValueError for another shape, values outside [-1, 1] or a detail that the pyramid does not have.
+        """
+        _check_video(video)
+        chunks = video.split(chunk_lengths(video.shape[2], self.config.chunk_frames), dim=2)
+        parts = list(self.encode_stream(chunks, detail))
+        ids = tuple(part.ids[0] for part in parts)
+        return TokenPyramid(ids, video.shape[2], video.shape[3], video.shape[4])
+
+    def decode(self, tokens: TokenPyramid, detail: int | None = None) -> Tensor:
+        """Video (B, 3, T, H, W) in [-1, 1] of the first `detail` levels (by default all that the tokens have)."""
+        detail = check_detail(detail, tokens.num_levels, "PyramidTokenizer.decode")
+        lengths = chunk_lengths(tokens.num_frames, self.config.chunk_frames)
+        parts = (
+            TokenPyramid((ids,), length, tokens.height, tokens.width)
+            for ids, length in zip(tokens.ids, lengths, strict=True)
+        )
+        return torch.cat(list(self.decode_stream(parts, detail)), dim=2)
+
+    def encode_stream(self, chunks: Iterable[Tensor], detail: int | None = None) -> Iterator[TokenPyramid]:
+        """Tokens chunk by chunk, in constant memory. `chunks`: (B, 3, t, H, W) each, t = 1 for the first, then
+        `chunk_frames`; the last may be shorter."""
+        state: State | None = None
+        for chunk in chunks:
+            _check_video(chunk)
+            ids, state = self.encode_chunk(chunk, state, detail)
+            yield TokenPyramid((ids,), chunk.shape[2], chunk.shape[3], chunk.shape[4])
+
+    def decode_stream(self, parts: Iterable[TokenPyramid], detail: int | None = None) -> Iterator[Tensor]:
+        """Video (B, 3, t, H, W) for every single-chunk part, in order; the inverse of `encode_stream`."""
+        state: State | None = None
+        for part in parts:
+            ids = part.ids[0][: check_detail(detail, part.num_levels, "PyramidTokenizer.decode")]
+            pixels, state = self.decode_chunk(ids, state, height=part.height, width=part.width)
+            yield pixels[:, :, : part.num_frames]
+
+    def words(self, tokens: TokenPyramid) -> list[list[list[list[str]]]]:
+        """The tokens of the word levels as words: [clip][chunk][word level] -> words in scan order."""
+        if self.table is None:
+            return [[[] for _ in tokens.ids] for _ in range(tokens.batch_size)]
+        levels = [index for index in self.word_levels if index < tokens.num_levels]
+        return [
+            [[[self.table.words[i] for i in ids[index][row].flatten().tolist()] for index in levels]
+             for ids in tokens.ids]
+            for row in range(tokens.batch_size)
+        ]
+
+    # ------------------------------------------------------------------------------------------ folders
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json`, `model.safetensors` and, with word levels, `words.safetensors`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {"format": "pyramid.tokenizer", "format_version": FORMAT_VERSION, **dataclasses.asdict(self.config)}
+        if self.table is not None:
+            self.table.save(folder / "words.safetensors")
+            config["word_table_hash"] = self.table.hash
+        weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt", "version": str(FORMAT_VERSION)})
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf8")
+
+    @staticmethod
+    def from_pretrained(model: str | Path, *, device: torch.device | str = "cpu") -> PyramidTokenizer:
+        """Load a folder that `save_pretrained` wrote, or a hub id of one, ready for inference.
+
+        Raises FileNotFoundError for a missing folder or file, ValueError for another format or weights that don't fit.
+        """
+        folder = model_folder(model)
+        config = json.loads((folder / "config.json").read_text(encoding="utf8"))
+        found = (config.pop("format", None), config.pop("format_version", None))
+        if found != ("pyramid.tokenizer", FORMAT_VERSION):
+            raise ValueError(f"PyramidTokenizer: {folder}: expected a pyramid.tokenizer, version 1, got {found}")
+        table_hash = config.pop("word_table_hash", None)
+        levels = tuple(
+            LevelConfig(**{**level, "fsq_levels": tuple(level["fsq_levels"])}) for level in config.pop("levels")
+        )
+        config = {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
+        table = WordTable.load(folder / "words.safetensors") if table_hash else None
+        if table is not None and table.hash != table_hash:
+            raise ValueError(
+                f"PyramidTokenizer: {folder}: words.safetensors has hash {table.hash}, the weights belong to {table_hash}"
+            )
+        tokenizer = PyramidTokenizer(TokenizerConfig(levels=levels, **config), table)
+        tokenizer.load_state_dict(load_file(folder / "model.safetensors"))
+        return tokenizer.to(device).eval()
+
+
+def model_folder(model: str | Path) -> Path:
+    """The local folder of a model: itself, or the download of a hub id such as "name/model".
+
+    Raises FileNotFoundError if there is neither a folder with a config.json nor such a hub id within reach.
+    """
+    folder = Path(model)
+    if (folder / "config.json").is_file():
+        return folder
+    if not folder.exists() and str(model).count("/") == 1:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+        try:
+            return Path(snapshot_download(str(model)))
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise FileNotFoundError(f"model {model}: found no such folder, and no such model on the hub: {reason}") from None
+    raise FileNotFoundError(f"model {model}: expected a folder with config.json, found none")
+
+
+def _check_video(video: Tensor) -> None:
+    if video.dim() != 5 or video.shape[1] != 3 or 0 in video.shape:
+        raise ValueError(f"PyramidTokenizer: video must be (B, 3, T, H, W), got {tuple(video.shape)}")
+    if not video.is_floating_point():
+        raise ValueError(f"PyramidTokenizer: video must be float in [-1, 1], got {video.dtype}")
+    low, high = video.aminmax()
+    if not (low >= -1.001 and high <= 1.001):  # negated, so that NaN is refused too
+        raise ValueError(
+            f"PyramidTokenizer: video must lie in [-1, 1], got values from {low.item():.4g} to {high.item():.4g}"
+        )
+
+
+__all__ = ["PyramidTokenizer", "TokenizerConfig", "TrainingOutput", "model_folder"]

@@ -1,0 +1,250 @@
+"""Training a tokenizer: `train_tokenizer(config, out)` fits, validates per detail and writes a model folder.
+
+The objective: pixels at a random detail of each clip (so that every prefix decodes), the quantizers' own losses, the
+latent's distance to each prefix of the pyramid, and meaning on the word levels (`losses.word_set_loss`). Early in the
+run part of the clips skips quantization, so that encoder and decoder learn from clean gradients first.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, WeightAveraging
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor
+
+from pyramid.config import to_yaml
+from pyramid.data.datamodule import ClipData
+from pyramid.data.sources import DataConfig, make_datasets
+from pyramid.losses import reconstruction_loss, word_set_loss
+from pyramid.metrics import CodeUsage, psnr
+from pyramid.schedule import RunConfig, Schedule, training_precision
+from pyramid.tokenizer import PyramidTokenizer, TokenizerConfig, TrainingOutput
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the terms. `semantic_first`: of the first frame's words relative to the other chunks'; `temperature`
+    of the word probabilities; `unquantized`: share of clips that skip quantization at the start, falling to none at
+    `unquantized_until` of the run; `full_detail`: share of the other clips trained at full detail, the rest at a
+    random one."""
+
+    reconstruction: float = 5.0
+    quantizer: float = 0.1
+    latent: float = 0.25
+    semantic: float = 0.1
+    semantic_first: float = 0.5
+    temperature: float = 0.1
+    unquantized: float = 0.5
+    unquantized_until: float = 0.5
+    full_detail: float = 0.5
+
+
+@dataclass(frozen=True)
+class TrainTokenizerConfig:
+    """The whole of a tokenizer run. `run` sets length, batch and optimizer; `initialize` a model folder to start from."""
+
+    model: TokenizerConfig = field(default_factory=TokenizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    initialize: str | None = None
+
+
+class TokenizerTraining(lightning.LightningModule):
+    """One optimizer, one pass a step; batches are those of `ClipData`."""
+
+    def __init__(self, config: TrainTokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        if config.initialize:
+            self.tokenizer = PyramidTokenizer.from_pretrained(config.initialize).train()
+        else:
+            self.tokenizer = PyramidTokenizer(config.model)
+        self.schedule = Schedule(config.run)
+        self.usage = [CodeUsage(level.quantizer.codebook_size) for level in self.tokenizer.levels.levels]
+        self.val_psnr: list[list[Tensor]] = []
+
+    # ------------------------------------------------------------------------------------------ steps
+
+    def sample_detail(self, batch_size: int) -> Tensor:
+        """A detail for each clip, 1 .. num_levels, or num_levels + 1 for no quantization."""
+        loss, num_levels = self.config.loss, self.tokenizer.num_levels
+        detail = torch.randint(1, num_levels + 1, (batch_size,))
+        detail = torch.where(torch.rand(batch_size) < loss.full_detail, num_levels, detail)
+        share = loss.unquantized * max(0.0, 1 - self.schedule.progress(self) / max(loss.unquantized_until, 1e-9))
+        return torch.where(torch.rand(batch_size) < share, num_levels + 1, detail).to(self.device)
+
+    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+        video = self._whole_chunks(batch["video"])
+        out = self.tokenizer(video, self.sample_detail(len(video)))
+        terms = self.losses(out, video, batch["caption"])
+        for chunk in out.chunks[-1:]:
+            for usage, ids in zip(self.usage, chunk.ids, strict=True):
+                usage.update(ids)
+        weights = self.config.loss
+        total = (
+            weights.reconstruction * terms["reconstruction"]
+            + weights.quantizer * terms["quantizer"]
+            + weights.latent * terms["latent"]
+            + weights.semantic * terms["semantic"]
+        )
+        self.log_dict({f"train/{name}": float(value) for name, value in terms.items()}, batch_size=len(video))
+        self.log("train/loss", total.detach(), batch_size=len(video))
+        if self.global_step % self.config.run.log_every == 0:
+            self._log_usage()
+        return total
+
+    def losses(self, out: TrainingOutput, video: Tensor, captions: Sequence[str]) -> dict[str, Tensor]:
+        """Unweighted terms, scalars; `words_hit`: share of caption words that some token of the last chunk names."""
+        terms = {"reconstruction": reconstruction_loss(out.video, video)}
+        terms["quantizer"] = sum(loss for chunk in out.chunks for loss in chunk.losses)
+        terms["latent"] = torch.stack([_latent_loss(chunk) for chunk in out.chunks]).sum()
+        terms["semantic"], terms["words_hit"] = video.new_zeros(()), 0.0
+        table, levels = self.tokenizer.table, self.tokenizer.word_levels
+        if table is None or not levels:
+            return terms
+        targets = [table.content_ids(caption) for caption in captions]
+        embeddings = self.tokenizer.levels.levels[levels[0]].quantizer.embeddings
+        for index, chunk in enumerate(out.chunks):
+            queries = torch.cat([chunk.queries[level].flatten(1, 3) for level in levels], dim=1)
+            loss, terms["words_hit"] = word_set_loss(queries, targets, embeddings, self.config.loss.temperature)
+            last = index or len(out.chunks) == 1
+            terms["semantic"] = terms["semantic"] + loss * (1.0 if last else self.config.loss.semantic_first)
+        return terms
+
+    def validation_step(self, batch: dict, batch_idx: int) -> None:
+        tokens = self.tokenizer.encode(batch["video"])
+        self.val_psnr.append(
+            [psnr(self.tokenizer.decode(tokens, k + 1), batch["video"]) for k in range(tokens.num_levels)]
+        )
+        if self.tokenizer.table is not None and self.tokenizer.word_levels:
+            hits = [_coverage(self.tokenizer, clip[-1], caption)
+                    for clip, caption in zip(self.tokenizer.words(tokens), batch["caption"], strict=True)]
+            hits = [hit for hit in hits if hit is not None]
+            if hits:
+                self.log("val/words_hit", sum(hits) / len(hits), batch_size=len(hits))
+
+    def on_validation_epoch_end(self) -> None:
+        for k, values in enumerate(zip(*self.val_psnr, strict=True), start=1):
+            self.log(f"val/psnr_detail{k}", torch.cat(values).mean())
+        self.val_psnr.clear()
+
+    # ------------------------------------------------------------------------------------------ plumbing
+
+    def configure_optimizers(self):
+        run = self.config.run
+        optimizer = torch.optim.AdamW(
+            self.parameters(), lr=run.learning_rate, betas=(0.9, 0.98), weight_decay=run.weight_decay
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule.factor(self, step))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        self.schedule.start()
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["seconds"] = self.schedule.seconds
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self.schedule.resume(checkpoint["seconds"])
+
+    def _whole_chunks(self, video: Tensor) -> Tensor:
+        """Fill a clip up to whole chunks and strides, as inference does."""
+        c = self.tokenizer.config
+        missing = (-video.shape[4] % c.stride, -video.shape[3] % c.stride, -(video.shape[2] - 1) % c.chunk_frames)
+        if not any(missing):
+            return video
+        return torch.nn.functional.pad(video, (0, missing[0], 0, missing[1], 0, missing[2]), mode="replicate")
+
+    def _log_usage(self) -> None:
+        for index, usage in enumerate(self.usage, start=1):
+            for name, value in usage.compute().items():
+                self.log(f"level{index}/{name}", value)
+            usage.reset()
+
+
+def _latent_loss(chunk) -> Tensor:
+    """Distance of the latent to each prefix of its pyramid: the levels come to the latent, the latent a little to
+    them (VAR, 2404.02905, eq. 5, with beta = 0.25)."""
+    total, prefix = chunk.residual.new_zeros((), dtype=torch.float32), 0
+    latent = (chunk.residual + sum(chunk.values)).float()
+    for value in chunk.values:
+        prefix = prefix + value.float()
+        total = total + (latent.detach() - prefix).square().mean() + 0.25 * (latent - prefix.detach()).square().mean()
+    return total / len(chunk.values)
+
+
+def _coverage(tokenizer: PyramidTokenizer, words: list[list[str]], caption: str) -> float | None:
+    """Share of the caption's content words that the word levels of one chunk name; None for a caption without any."""
+    wanted = {tokenizer.table.words[i] for i in tokenizer.table.content_ids(caption)}
+    said = {word for level in words for word in level}
+    return len(wanted & said) / len(wanted) if wanted else None
+
+
+def moving_average(decay: float) -> WeightAveraging:
+    """Exponential moving average of the weights, used for validation and for what is saved. The decay warms up, so
+    that a short run is not averaged with its random start."""
+
+    def average(averaged: Tensor, current: Tensor, num_averaged: Tensor | int) -> Tensor:
+        n = float(num_averaged)
+        return averaged.lerp(current, 1 - min(decay, (1 + n) / (10 + n))) if averaged.is_floating_point() else current
+
+    return WeightAveraging(avg_fn=average, use_buffers=False)
+
+
+def train_tokenizer(
+    config: TrainTokenizerConfig, out: str | Path, *, callbacks: Sequence[Callback] = (), resume: bool = False
+) -> Path:
+    """Train, and write to `out`: the model folder itself (config.json, model.safetensors, words.safetensors),
+    train_config.yaml, metrics.csv and checkpoints/last.ckpt (for resuming only). Returns `out`.
+
+    Raises ValueError for a config that does not fit the data, FileNotFoundError to resume where nothing was saved.
+    """
+    out = Path(out)
+    run, model = config.run, config.model
+    last = out / "checkpoints" / "last.ckpt"
+    if resume and not last.is_file():
+        raise FileNotFoundError(f"train tokenizer: to resume, expected a checkpoint, found no file {last}")
+    lightning.seed_everything(run.seed, verbose=False)
+    module = TokenizerTraining(config)
+    train, val = make_datasets(config.data, model.num_frames, model.size, model.fps)
+    data = ClipData(train, val, batch_size=run.batch_size, num_workers=run.num_workers, seed=run.seed)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "train_config.yaml").write_text(to_yaml(config), encoding="utf8")
+    trainer = make_trainer(run, out, callbacks)
+    started = time.monotonic()
+    trainer.fit(module, data, ckpt_path=str(last) if resume else None, weights_only=False if resume else None)
+    if trainer.is_global_zero:
+        module.tokenizer.eval().save_pretrained(out)
+        (out / "seconds.txt").write_text(f"{time.monotonic() - started:.1f}\n", encoding="utf8")
+    return out
+
+
+def make_trainer(run: RunConfig, out: Path, callbacks: Sequence[Callback]) -> lightning.Trainer:
+    """The Lightning trainer of both kinds of run: EMA, a checkpoint of the last state, a CSV log, no bar of its own."""
+    checkpoint = ModelCheckpoint(
+        dirpath=out / "checkpoints", filename="last", every_n_train_steps=run.checkpoint_every, enable_version_counter=False
+    )
+    return lightning.Trainer(
+        max_steps=run.max_steps,
+        max_time={"seconds": int(run.max_minutes * 60)} if run.max_minutes else None,
+        accelerator=run.device,
+        devices=1,
+        precision=training_precision(run.precision, run.device),
+        gradient_clip_val=1.0,
+        val_check_interval=run.val_every,
+        check_val_every_n_epoch=None,
+        limit_val_batches=run.val_batches,
+        num_sanity_val_steps=0,
+        log_every_n_steps=run.log_every,
+        logger=CSVLogger(out, name="", version=""),
+        callbacks=[moving_average(run.ema_decay), checkpoint, *callbacks],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )

@@ -1,0 +1,139 @@
+"""The frozen vocabulary of the word levels: a table of words and their sentence-space embeddings.
+
+SPAE (2306.17842) quantizes to the input embeddings of a language model. Here a word's code is the *sentence*
+embedding of that word alone, in the space in which a sentence model places captions: there the mean of a few words
+comes close to a caption (docs/decisions.md). The table is centred and reduced by principal components; the constants
+and a hash are stored with it, so that ids keep their meaning. Embeddings are frozen: what is trained is the projection
+between latents and this space (`quantize/words.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+FORMAT_VERSION = 1
+DEFAULT_TABLE = Path(__file__).parent / "assets" / "words.safetensors"
+
+# Words that carry no picture: function words and what captions say of themselves.
+_STOP_WORDS = frozenset(
+    "a an the this that these those and or but of in on at to from with by for as into onto over under near is are was"
+    " were be been being it its his her their there then than so very while when who which what"
+    " moves move moving goes going drifts drifting background scene video clip image picture shows showing".split()
+)
+
+
+@dataclass(frozen=True)
+class WordTable:
+    """`words`: K distinct lower-case strings without spaces; `embeddings` (K, E) float32, centred, mean square norm
+    of one per word; `mean` (S,) and `basis` (S, E) map a sentence embedding (S,) of the text model named in `source`
+    into the same space: (s - mean) @ basis."""
+
+    words: tuple[str, ...]
+    embeddings: Tensor
+    mean: Tensor
+    basis: Tensor
+    source: str
+
+    def __post_init__(self) -> None:
+        if len(self.words) != len(self.embeddings) or len(set(self.words)) != len(self.words):
+            raise ValueError(
+                f"WordTable: expected one row for each of the distinct words, got {len(self.embeddings)} rows and "
+                f"{len(set(self.words))} distinct of {len(self.words)} words"
+            )
+        object.__setattr__(self, "_ids", {word: index for index, word in enumerate(self.words)})
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    @property
+    def hash(self) -> str:
+        """16 hexadecimal digits over words and embeddings: two tables with the same hash give the same ids."""
+        digest = hashlib.sha256("\n".join(self.words).encode())
+        digest.update(self.embeddings.half().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def ids_to_text(self, ids: Sequence[int]) -> str:
+        """Words joined by single spaces; the exact inverse of `text_to_ids`."""
+        return " ".join(self.words[i] for i in ids)
+
+    def text_to_ids(self, text: str) -> list[int]:
+        """Ids of space-separated words. Raises ValueError for a word that is not in the table."""
+        ids = self.__dict__["_ids"]
+        unknown = [word for word in text.split() if word not in ids]
+        if unknown:
+            raise ValueError(f"WordTable.text_to_ids: expected words of the table, got {unknown[0]!r}")
+        return [ids[word] for word in text.split()]
+
+    def content_ids(self, caption: str) -> list[int]:
+        """Ids of the distinct content words of a caption that the table knows, in order of appearance."""
+        ids = self.__dict__["_ids"]
+        found = dict.fromkeys(re.findall(r"[a-z]+", caption.lower()))
+        return [ids[word] for word in found if word in ids and word not in _STOP_WORDS]
+
+    def save(self, path: str | Path) -> None:
+        """Write as safetensors, embeddings in half precision (they are rounded to half when the table is built)."""
+        tensors = {"embeddings": self.embeddings.half(), "mean": self.mean, "basis": self.basis.half()}
+        tensors["words"] = torch.frombuffer(bytearray("\n".join(self.words).encode()), dtype=torch.uint8)
+        metadata = {"format": "pyramid.words", "version": str(FORMAT_VERSION), "source": self.source}
+        save_file({name: t.contiguous() for name, t in tensors.items()}, path, metadata=metadata)
+
+    @staticmethod
+    def load(path: str | Path = DEFAULT_TABLE) -> WordTable:
+        """Read a table that `save` wrote. Raises FileNotFoundError, or ValueError for another format or version."""
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"WordTable.load: expected a word table, found no file {path}")
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != "pyramid.words" or metadata.get("version") != str(FORMAT_VERSION):
+                raise ValueError(f"WordTable.load: {path}: expected pyramid.words version 1, got {metadata}")
+            words = bytes(file.get_tensor("words").numpy()).decode().split("\n")
+            return WordTable(
+                tuple(words),
+                file.get_tensor("embeddings").float(),
+                file.get_tensor("mean").float(),
+                file.get_tensor("basis").float(),
+                metadata["source"],
+            )
+
+
+def build_word_table(
+    model: str | Path, *, num_words: int = 4096, dim: int = 96, extra: Iterable[str] = (), device: str = "cpu"
+) -> WordTable:
+    """Embed whole words with a transformers text encoder (mean of the last hidden states over the tokens, unit
+    length: the sentence-transformers convention) and reduce them to `dim` principal components.
+
+    `model`: local folder or hub id. The words are `extra` (for example the words of the captions to come) and then the
+    first whole alphabetic words of the model's vocabulary, to `num_words` in all.
+    """
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    encoder = AutoModel.from_pretrained(model).to(device).eval()
+    by_id = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    whole = [word for word, _ in by_id if re.fullmatch(r"[a-z]{2,}", word)]
+    words = list(dict.fromkeys([*extra, *whole]))[:num_words]
+    rows = []
+    with torch.inference_mode():
+        for start in range(0, len(words), 256):
+            batch = tokenizer(words[start : start + 256], padding=True, return_tensors="pt").to(device)
+            hidden = encoder(**batch).last_hidden_state
+            mask = batch["attention_mask"][..., None]
+            rows.append(torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1))
+    sentence = torch.cat(rows).double().cpu()
+    mean = sentence.mean(dim=0)
+    _, _, components = torch.linalg.svd(sentence - mean, full_matrices=False)
+    basis = components[:dim].T
+    embeddings = (sentence - mean) @ basis
+    scale = embeddings.square().sum(dim=1).mean().rsqrt()
+    basis = basis * scale
+    embeddings = (embeddings * scale).half().float()
+    return WordTable(tuple(words), embeddings, mean.float(), basis.float(), Path(model).name)
