@@ -1,0 +1,62 @@
+"""Clips as the verbs read them: streamed in chunks at their own size, or a few frames spread over the whole clip."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from pyramid.data.frames import iter_frames
+from pyramid.data.transforms import from_uint8
+
+
+def stream_chunks(path: Path, chunk_frames: int, fps: float | None = None) -> Iterator[Tensor]:
+    """Chunks (1, 3, t, H, W) in [-1, 1] for `PyramidTokenizer.encode_stream`: the first frame, then runs of
+    `chunk_frames`, the last as long as what is left. Raises VideoError for a file that gives no frame."""
+    frames = iter_frames(path, fps=fps)
+    run = list(islice(frames, 1))
+    while run:
+        yield from_uint8(np.stack(run))[None]
+        run = list(islice(frames, chunk_frames))
+
+
+class Spread:
+    """Frames spread evenly over a stream of unknown length: at most `2 * keep` are in memory."""
+
+    def __init__(self, keep: int) -> None:
+        self.keep, self.count = keep, 0
+        self._frames: list[np.ndarray] = []
+        self._stride = 1
+        self._last: np.ndarray | None = None
+
+    def add(self, frame: np.ndarray) -> None:
+        if self.count % self._stride == 0:
+            self._frames.append(frame)
+            if len(self._frames) == 2 * self.keep:
+                self._frames, self._stride = self._frames[::2], 2 * self._stride
+        self._last, self.count = frame, self.count + 1
+
+    def pick(self, num_frames: int) -> list[np.ndarray]:
+        """`num_frames` frames, first and last included, each the nearest that was kept; repeated if there are fewer."""
+        if self._last is None:
+            raise ValueError("Spread.pick: expected at least one frame, got none")
+        frames = [*self._frames, self._last]
+        times = np.array([*range(0, self.count, self._stride), self.count - 1])
+        wanted = np.linspace(0, self.count - 1, num_frames).round()
+        return [frames[np.abs(times - time).argmin()] for time in wanted]
+
+
+def read_spread(path: Path, num_frames: int, size: tuple[int, int]) -> tuple[Tensor, int]:
+    """`num_frames` frames spread evenly over a whole clip, resized and cropped to `size` (height, width): video
+    (1, 3, num_frames, H, W) in [-1, 1], and the number of frames that the file gave.
+
+    A clip of that many frames comes as it is, a shorter one repeats frames. The file is decoded to its end, whatever
+    its header says, in constant memory. Raises VideoError for a file that gives no frame.
+    """
+    spread = Spread(8 * num_frames)
+    for frame in iter_frames(path, size=size, fit="crop"):
+        spread.add(frame)
+    return from_uint8(np.stack(spread.pick(num_frames)))[None], spread.count

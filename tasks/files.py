@@ -1,0 +1,75 @@
+"""Which files a verb reads and writes: a file, a folder or a glob in; names that are never overwritten out."""
+
+from __future__ import annotations
+
+import glob
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def find_clips(inputs: Iterable[str]) -> list[Path]:
+    """The files that files, folders (searched in depth) and globs stand for, each once, in order.
+
+    A file that is named is taken whatever it is called: its content decides what it is.
+
+    Raises FileNotFoundError for a name that stands for nothing.
+    """
+    from pyramid.data.folder import find_clips as clips_in
+
+    found: dict[Path, None] = {}
+    for name in inputs:
+        path = Path(name)
+        if path.is_dir():
+            inside = [clip.path for clip in clips_in(path)]
+            if not inside:
+                raise FileNotFoundError(f"{name}: expected clips in this folder, found none")
+        elif path.exists():
+            inside = [path]
+        else:
+            inside = [Path(match) for match in sorted(glob.glob(name, recursive=True)) if Path(match).is_file()]
+            if not inside:
+                raise FileNotFoundError(f"{name}: expected a file, a folder or a glob, found nothing")
+        found.update(dict.fromkeys(inside))
+    return list(found)
+
+
+def tagged(path: Path, *tags: str) -> Path:
+    """`clip.mp4` with tags "2", "detail-3" -> `clip.2.detail-3.mp4`."""
+    return path.with_name(".".join([path.stem, *tags]) + path.suffix)
+
+
+def name_outputs(inputs: list[Path], out: Path, suffix: str) -> list[Path]:
+    """A name for the result of each input: `out` itself where it has a suffix and there is one input, else a file in
+    the folder `out`. Inputs that share a stem keep their own suffix in the name."""
+    if out.suffix and not out.is_dir():
+        if len(inputs) > 1:
+            raise ValueError(f"--out {out}: expected a folder for {len(inputs)} inputs, got a file name")
+        return [out]
+    stems = Counter(path.stem for path in inputs)
+    names = [path.stem if stems[path.stem] == 1 else path.name for path in inputs]
+    again = [name for name, count in Counter(names).items() if count > 1]
+    if again:
+        raise ValueError(f"--out {out}: expected inputs with different names, got {again[0]} more than once")
+    return [out / f"{name}{suffix}" for name in names]
+
+
+def claim(paths: Iterable[Path], overwrite: bool) -> None:
+    """Check, before any work, that these files may be written.
+
+    Raises FileExistsError for a file that is there, unless `overwrite`; IsADirectoryError for a folder.
+    """
+    for path in paths:
+        if path.is_dir():
+            raise IsADirectoryError(f"{path}: expected a file name, found a folder")
+        if path.exists() and not overwrite:
+            raise FileExistsError(f"{path}: exists already; give another --out, or --overwrite")
+
+
+def claim_folder(path: Path, overwrite: bool) -> None:
+    """The same for a folder of results: new or empty, unless `overwrite`."""
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"{path}: expected a folder, found a file")
+    if path.is_dir() and any(path.iterdir()) and not overwrite:
+        raise FileExistsError(f"{path}: exists already and is not empty; give another --out, or --overwrite")
+    path.mkdir(parents=True, exist_ok=True)

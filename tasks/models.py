@@ -1,0 +1,50 @@
+"""Which model a verb uses: the folder or hub id that `--model` names, or the one that ships with the package.
+
+A model folder holds `tokenizer/` and `lm/` (and the shipped one `judge/`), or is a tokenizer's folder itself.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lm.model import PyramidLM
+    from pyramid.tokenizer import PyramidTokenizer
+
+DEFAULT = Path(__file__).parent / "default_model"
+
+
+def default_model() -> Path:
+    """The shipped model's folder. Raises FileNotFoundError where this install has none."""
+    if not (DEFAULT / "tokenizer" / "config.json").is_file():
+        raise FileNotFoundError(f"{DEFAULT}: expected the shipped model, found none; name a model folder with --model")
+    return DEFAULT
+
+
+def part_of(model: str | None, part: str) -> Path:
+    """The folder of one part ("tokenizer", "lm") of a model. Raises FileNotFoundError with what was expected."""
+    root = default_model() if model is None else Path(model)
+    if not root.exists():
+        from pyramid.tokenizer import model_folder
+
+        root = model_folder(model)  # a hub id
+    if (root / part / "config.json").is_file():
+        return root / part
+    others = [name for name in ("tokenizer", "lm") if name != part and (root / name / "config.json").is_file()]
+    if (root / "config.json").is_file() and not others:
+        return root
+    found = f"only {others[0]}/" if others else "neither config.json nor tokenizer/"
+    raise FileNotFoundError(f"{root}: expected a model folder with {part}/config.json, found {found}")
+
+
+def load_tokenizer(model: str | None = None, device: str = "cpu") -> PyramidTokenizer:
+    from pyramid.tokenizer import PyramidTokenizer
+
+    return PyramidTokenizer.from_pretrained(part_of(model, "tokenizer"), device=device)
+
+
+def load_lm(model: str | None = None, device: str = "cpu") -> PyramidLM:
+    from lm.model import PyramidLM
+
+    return PyramidLM.from_pretrained(part_of(model, "lm"), device=device)

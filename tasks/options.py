@@ -1,0 +1,50 @@
+"""The flags that verbs share, spelled and explained once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Inputs = Annotated[list[str], typer.Argument(metavar="INPUT...", help="Files, folders or globs.", show_default=False)]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="Model folder; the shipped one by default.", show_default=False),
+]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Where to write.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Same seed, same result.")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout, all else on stderr.")]
+
+
+def check_device(name: str) -> str:
+    """Raises ValueError for a device that torch does not know or does not have here."""
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device: expected cpu, cuda, cuda:N or mps, got {name!r}") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device: expected a device of this machine, got {name!r}; it has no such GPU")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"--device: expected a device of this machine, got {name!r}")
+    return name
+
+
+def parse_details(text: str, num_levels: int) -> list[int]:
+    """`all`, `3`, `1,3` or `1-3` -> details. Raises ValueError for what is not from 1 to `num_levels`."""
+    if text == "all":
+        return list(range(1, num_levels + 1))
+    details: dict[int, None] = {}
+    try:
+        for part in text.split(","):
+            first, dash, last = part.partition("-")
+            details.update(dict.fromkeys(range(int(first), int(last if dash else first) + 1)))
+    except ValueError:
+        details = {}
+    if not details or min(details) < 1 or max(details) > num_levels:
+        raise ValueError(f"--detail: expected all, or numbers from 1 to {num_levels} such as 2 or 1-3, got {text!r}")
+    return sorted(details)

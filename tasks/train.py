@@ -1,0 +1,111 @@
+"""`pyramid train tokenizer|lm`: dataclasses are the schema, YAML files and key=value the differences."""
+
+from __future__ import annotations
+
+import importlib.resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from tasks.console import DONE, Console
+from tasks.files import claim_folder
+from tasks.options import Json, Out, Overwrite, check_device
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+T = TypeVar("T")
+
+app = typer.Typer(help="Train a tokenizer, or a language model over its tokens.", no_args_is_help=True)
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Such as model.dim=128 steps=200.")]
+Configs = Annotated[
+    list[str] | None,
+    typer.Option("--config", "-c", help="YAML file or the name of a shipped one; repeat to layer.", show_default=False),
+]
+PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the whole config as YAML, and stop.")]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Short for seed=N.", show_default=False)]
+Device = Annotated[str | None, typer.Option("--device", help="Short for device=NAME.", show_default=False)]
+
+
+@app.command()
+def tokenizer(
+    overrides: Overrides = None,
+    config: Configs = None,
+    print_config: PrintConfig = False,
+    out: Out = Path("runs/tokenizer"),
+    overwrite: Overwrite = False,
+    seed: Seed = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> int:
+    """Train a tokenizer; writes a model folder."""
+    from pyramid.train import TrainTokenizerConfig, train_tokenizer
+
+    with Console("train tokenizer", as_json) as console:
+        cfg = read_config(TrainTokenizerConfig, "pyramid", config, overrides, seed, device)
+        return _run(console, cfg, train_tokenizer, out, overwrite, print_config)
+
+
+@app.command()
+def lm(
+    overrides: Overrides = None,
+    config: Configs = None,
+    print_config: PrintConfig = False,
+    out: Out = Path("runs/lm"),
+    overwrite: Overwrite = False,
+    seed: Seed = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> int:
+    """Train a language model over a tokenizer's pyramids; writes a model folder."""
+    from lm.train import TrainLMConfig, train_lm
+
+    with Console("train lm", as_json) as console:
+        cfg = read_config(TrainLMConfig, "lm", config, overrides, seed, device)
+        return _run(console, cfg, train_lm, out, overwrite, print_config)
+
+
+def read_config(
+    schema: type[T],
+    package: str,
+    files: list[str] | None,
+    overrides: list[str] | None,
+    seed: int | None = None,
+    device: str | None = None,
+) -> T:
+    """Defaults < files < key=value < the short flags."""
+    from pyramid.config import load
+
+    short = [f"seed={seed}"] if seed is not None else []
+    short += [f"device={check_device(device)}"] if device is not None else []
+    return load(schema, *(config_path(name, package) for name in files or ()), overrides=[*(overrides or ()), *short])
+
+
+def config_path(name: str, package: str) -> Path:
+    """A YAML file, or one of those that ship with `package`. Raises FileNotFoundError with the known names."""
+    if Path(name).is_file():
+        return Path(name)
+    shipped = Path(str(importlib.resources.files(package))) / "configs"
+    known = {path.stem: path for path in sorted(shipped.glob("*.yaml"))}
+    if name.removesuffix(".yaml") in known:
+        return known[name.removesuffix(".yaml")]
+    raise FileNotFoundError(
+        f"--config {name}: expected a YAML file or one of {', '.join(known) or 'none'}, found nothing"
+    )
+
+
+def _run(console: Console, cfg: Any, train: Callable[..., Any], out: Path, overwrite: bool, print_config: bool) -> int:
+    from pyramid.config import to_dict, to_yaml
+
+    if print_config:
+        console.emit(to_dict(cfg), to_yaml(cfg).rstrip())
+        return DONE
+    claim_folder(out, overwrite)
+    (out / "config.yaml").write_text(to_yaml(cfg), encoding="utf8")
+    result = train(cfg, out)
+    record = {"out": str(out), **(result if isinstance(result, dict) else {})}
+    console.emit(record, f"{out}: done")
+    return DONE
