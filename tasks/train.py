@@ -20,14 +20,17 @@ T = TypeVar("T")
 
 app = typer.Typer(help="Train a tokenizer, or a language model over its tokens.", no_args_is_help=True)
 
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Such as model.dim=128 steps=200.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Such as run.max_minutes=5.")]
 Configs = Annotated[
     list[str] | None,
     typer.Option("--config", "-c", help="YAML file or the name of a shipped one; repeat to layer.", show_default=False),
 ]
 PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the whole config as YAML, and stop.")]
-Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Short for seed=N.", show_default=False)]
-Device = Annotated[str | None, typer.Option("--device", help="Short for device=NAME.", show_default=False)]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Short for run.seed=N.", show_default=False)]
+Device = Annotated[
+    str | None, typer.Option("--device", help="Short for run.device=NAME: auto, cpu, cuda, mps.", show_default=False)
+]
 
 
 @app.command()
@@ -37,6 +40,7 @@ def tokenizer(
     print_config: PrintConfig = False,
     out: Out = Path("runs/tokenizer"),
     overwrite: Overwrite = False,
+    resume: Resume = False,
     seed: Seed = None,
     device: Device = None,
     as_json: Json = False,
@@ -46,7 +50,7 @@ def tokenizer(
 
     with Console("train tokenizer", as_json) as console:
         cfg = read_config(TrainTokenizerConfig, "pyramid", config, overrides, seed, device)
-        return _run(console, cfg, train_tokenizer, out, overwrite, print_config)
+        return _run(console, cfg, train_tokenizer, out, overwrite, print_config, resume)
 
 
 @app.command()
@@ -56,6 +60,7 @@ def lm(
     print_config: PrintConfig = False,
     out: Out = Path("runs/lm"),
     overwrite: Overwrite = False,
+    resume: Resume = False,
     seed: Seed = None,
     device: Device = None,
     as_json: Json = False,
@@ -65,7 +70,7 @@ def lm(
 
     with Console("train lm", as_json) as console:
         cfg = read_config(TrainLMConfig, "lm", config, overrides, seed, device)
-        return _run(console, cfg, train_lm, out, overwrite, print_config)
+        return _run(console, cfg, train_lm, out, overwrite, print_config, resume)
 
 
 def read_config(
@@ -79,8 +84,8 @@ def read_config(
     """Defaults < files < key=value < the short flags."""
     from pyramid.config import load
 
-    short = [f"seed={seed}"] if seed is not None else []
-    short += [f"device={check_device(device)}"] if device is not None else []
+    short = [f"run.seed={seed}"] if seed is not None else []
+    short += [f"run.device={_accelerator(device)}"] if device is not None else []
     return load(schema, *(config_path(name, package) for name in files or ()), overrides=[*(overrides or ()), *short])
 
 
@@ -97,15 +102,36 @@ def config_path(name: str, package: str) -> Path:
     )
 
 
-def _run(console: Console, cfg: Any, train: Callable[..., Any], out: Path, overwrite: bool, print_config: bool) -> int:
+def _run(
+    console: Console, cfg: Any, train: Callable[..., Any], out: Path, overwrite: bool, print_config: bool, resume: bool
+) -> int:
     from pyramid.config import to_dict, to_yaml
 
     if print_config:
         console.emit(to_dict(cfg), to_yaml(cfg).rstrip())
         return DONE
-    claim_folder(out, overwrite)
-    (out / "config.yaml").write_text(to_yaml(cfg), encoding="utf8")
-    result = train(cfg, out)
-    record = {"out": str(out), **(result if isinstance(result, dict) else {})}
-    console.emit(record, f"{out}: done")
+    if not resume:
+        claim_folder(out, overwrite)
+    from tasks.training_progress import TrainingProgress
+
+    quiet_lightning()
+    progress = TrainingProgress(console, console.verb)
+    train(cfg, out, callbacks=[progress], resume=resume)
+    last = progress.history[-1] if progress.history else {}
+    console.emit({"out": str(out), **last}, f"{out}: trained in {last.get('seconds', 0):.0f} s")
     return DONE
+
+
+def quiet_lightning() -> None:
+    """Lightning's notes about devices and loaders are not for the reader of a bar."""
+    import logging
+
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _accelerator(name: str) -> str:
+    """Raises ValueError for what a run cannot train on here; which of several GPUs is CUDA_VISIBLE_DEVICES' say."""
+    if name not in ("auto", "cpu", "cuda", "mps"):
+        raise ValueError(f"--device: expected auto, cpu, cuda or mps, got {name!r}")
+    return name if name == "auto" else check_device(name)
