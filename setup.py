@@ -35,7 +35,7 @@ INSTRUCTION_SETS = {"base": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
     INSTRUCTION_SETS["avx512"] = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"]
-    INSTRUCTION_SETS["avx512"].append("-Wno-maybe-uninitialized")  # of the header of gcc 12
+    INSTRUCTION_SETS["avx512"] += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]  # gcc 12: its own header
 CUDA_ARCHITECTURES = ["sm_80", "sm_90", "compute_90"]  # the last is PTX, for what comes after
 NVCC_FLAGS = [
     "-std=c++20", "-O3", "-DUSE_CUDA", "--expt-relaxed-constexpr", "-Xcompiler=-fPIC,-fvisibility=hidden",
@@ -153,10 +153,10 @@ class BuildExtension(build_ext):
         for source in sorted((ROOT / "csrc" / "kernels").glob("*_cpu.cpp")):
             for name, flags in INSTRUCTION_SETS.items():
                 command = [*compiler, *self.include[:1], *flags, *sets, f"-DPYRAMID_ISA={name}"]
-                objects.append(ninja.compile(source, f"{source.stem}_{name}", command))
+                objects.append(ninja.compile(source, f"kernels_{source.stem}_{name}", command))
         sources = [p for p in sorted((ROOT / "csrc" / "ops").glob("*.cpp")) if not p.stem.endswith("_cuda")]
         for source in [*sources, ROOT / "csrc" / "schema.cpp"]:
-            objects.append(ninja.compile(source, source.stem, [*compiler, *self.include, *sets, TORCH_TARGET]))
+            objects.append(ninja.compile(source, f"{source.parent.name}_{source.stem}", [*compiler, *self.include, *sets, TORCH_TARGET]))
 
         import pybind11
 
@@ -176,9 +176,9 @@ class BuildExtension(build_ext):
         compiler = [find_nvcc() or "nvcc", "-ccbin", self.cxx, *NVCC_FLAGS]
         objects = []
         for source in sorted((ROOT / "csrc" / "kernels").glob("*_cuda.cu")):
-            objects.append(ninja.compile(source, source.stem, [*compiler, *self.include[:1]]))
+            objects.append(ninja.compile(source, f"{source.parent.name}_{source.stem}", [*compiler, *self.include[:1]]))
         for source in sorted((ROOT / "csrc" / "ops").glob("*_cuda.cpp")):
-            objects.append(ninja.compile(source, source.stem, [*compiler, *self.include, TORCH_TARGET]))
+            objects.append(ninja.compile(source, f"{source.parent.name}_{source.stem}", [*compiler, *self.include, TORCH_TARGET]))
         torch_cuda = ["-ltorch_cuda"] if list(Path(self.link_torch[0][2:]).glob("libtorch_cuda.*")) else []
         # Undefined torch symbols are left open: this library also links where torch has no CUDA.
         ninja.link(target, objects, [compiler[0], "--cudart=shared", *self.link_torch, *torch_cuda])

@@ -3,8 +3,9 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(pyramid, m) {
-  // z (..., D), codebook (K, D) -> ids (...) int64, distance (...) float32 (float64 for float64)
-  m.def("nearest_code(Tensor z, Tensor codebook) -> (Tensor ids, Tensor distance)");
+  // z (..., D), codebook (K, D) -> distance (...) float32 (float64 for float64), ids (...) int64
+  // (A differentiable output comes first: opcheck adds the outputs up, in the dtype of the first.)
+  m.def("nearest_code(Tensor z, Tensor codebook) -> (Tensor distance, Tensor ids)");
 
   // x (..., d) -> codes (..., d), ids (...) int64, entropy (...), commitment (...)
   m.def("bit_quantize(Tensor x, float temperature) -> (Tensor codes, Tensor ids, Tensor entropy, Tensor commitment)");

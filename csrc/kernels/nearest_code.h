@@ -12,6 +12,7 @@
 
 #include <cstdint>
 
+#include "cuda_types.h"
 #include "isa.h"
 #include "types.h"
 
@@ -65,5 +66,10 @@ PYRAMID_PER_ISA(void nearest_code_pack(const NearestCodeParams&, int64_t begin, 
 PYRAMID_PER_ISA(int64_t nearest_code_row_block())
 PYRAMID_PER_ISA(bool nearest_code_rows(const NearestCodeParams&, int64_t begin, int64_t end))  // false: no memory
 PYRAMID_PER_ISA(void nearest_code_rows_double(const NearestCodeDoubleParams&, int64_t begin, int64_t end))
+
+#if PYRAMID_WITH_CUDA
+cudaError_t nearest_code_cuda(const NearestCodeParams&, cudaStream_t stream);
+cudaError_t nearest_code_double_cuda(const NearestCodeDoubleParams&, cudaStream_t stream);
+#endif
 
 }  // namespace pyramid::kernels

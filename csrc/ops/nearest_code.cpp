@@ -1,4 +1,6 @@
 // nearest_code, CPU: checks, allocation, the two parallel phases (pack the codes, then the rows).
+#include "ops/nearest_code.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -11,7 +13,6 @@
 
 #include "check.h"
 #include "kernels/nearest_code.h"
-#include "ops/nearest_code.h"
 
 namespace pyramid::ops {
 namespace {
@@ -97,7 +98,7 @@ void run_double(const NearestCodeArguments& a) {
 std::tuple<Tensor, Tensor> nearest_code(const Tensor& z, const Tensor& codebook) {
   const NearestCodeArguments a = prepare(z, codebook);
   if (a.num_rows > 0) a.is_double ? run_double(a) : run_float(a);
-  return {a.ids, a.distance};
+  return {a.distance, a.ids};
 }
 
 }  // namespace

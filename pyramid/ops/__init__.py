@@ -1,0 +1,27 @@
+"""The operators. Each has a plain PyTorch reference (reference.py: read it first); some are compiled as well (csrc/)."""
+
+from pyramid.ops._library import backend, build_info, current_backend
+from pyramid.ops.bit_quantize import BitQuantized, bit_quantize
+from pyramid.ops.nearest_code import NearestCode, nearest_code
+from pyramid.ops.reference import (
+    code_logsumexp,
+    interval_attention,
+    joint_bit_entropy,
+    level_resample,
+    pyramid_sum,
+)
+
+__all__ = [
+    "backend",
+    "current_backend",
+    "build_info",
+    "nearest_code",
+    "NearestCode",
+    "bit_quantize",
+    "BitQuantized",
+    "code_logsumexp",
+    "joint_bit_entropy",
+    "interval_attention",
+    "pyramid_sum",
+    "level_resample",
+]
