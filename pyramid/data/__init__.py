@@ -1,0 +1,1 @@
+"""Data: reading and writing video, procedural worlds, folders and shards of clips."""
