@@ -17,7 +17,7 @@ class RunConfig:
 
     max_steps: int = -1
     max_minutes: float = 10.0
-    batch_size: int = 32
+    batch_size: int = 16
     learning_rate: float = 2e-3
     warmup_steps: int = 100
     weight_decay: float = 0.02

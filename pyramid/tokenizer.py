@@ -32,9 +32,9 @@ FORMAT_VERSION = 1
 _DEFAULT_LEVELS = (
     LevelConfig("words", 1, 1, 1),
     LevelConfig("words", 1, 2, 2),
-    LevelConfig("bits", 1, 2, 2, bits=10),
-    LevelConfig("bits", 1, 4, 4, bits=10),
-    LevelConfig("bits", 2, 4, 4, bits=10),
+    LevelConfig("bits", 1, 2, 2, bits=12),
+    LevelConfig("bits", 1, 4, 4, bits=12),
+    LevelConfig("bits", 2, 4, 4, bits=12),
 )
 
 
@@ -50,9 +50,9 @@ class TokenizerConfig:
     width: int = 32
     num_frames: int = 9
     fps: float = 8.0
-    patch: int = 4
-    channels: tuple[int, ...] = (96, 192)
-    depths: tuple[int, ...] = (2, 2)
+    patch: int = 2
+    channels: tuple[int, ...] = (32, 96, 192)
+    depths: tuple[int, ...] = (1, 2, 2)
     time_stride: int = 4
     chunk_frames: int = 8
     dim: int = 256

@@ -23,6 +23,7 @@ from pyramid.data.datamodule import ClipData
 from pyramid.data.sources import DataConfig, make_datasets
 from pyramid.losses import reconstruction_loss, word_set_loss
 from pyramid.metrics import CodeUsage, psnr
+from pyramid.optim import MuonAdamW
 from pyramid.schedule import RunConfig, Schedule, training_precision
 from pyramid.tokenizer import PyramidTokenizer, TokenizerConfig, TrainingOutput
 
@@ -37,7 +38,7 @@ class LossConfig:
     reconstruction: float = 5.0
     quantizer: float = 0.1
     latent: float = 0.25
-    semantic: float = 0.1
+    semantic: float = 0.3
     semantic_first: float = 0.5
     temperature: float = 0.1
     unquantized: float = 0.5
@@ -94,7 +95,7 @@ class TokenizerTraining(lightning.LightningModule):
             + weights.latent * terms["latent"]
             + weights.semantic * terms["semantic"]
         )
-        self.log_dict({f"train/{name}": float(value) for name, value in terms.items()}, batch_size=len(video))
+        self.log_dict({f"train/{name}": torch.as_tensor(value).detach() for name, value in terms.items()}, batch_size=len(video))
         self.log("train/loss", total.detach(), batch_size=len(video))
         if self.global_step % self.config.run.log_every == 0:
             self._log_usage()
@@ -139,11 +140,14 @@ class TokenizerTraining(lightning.LightningModule):
 
     def configure_optimizers(self):
         run = self.config.run
-        optimizer = torch.optim.AdamW(
-            self.parameters(), lr=run.learning_rate, betas=(0.9, 0.98), weight_decay=run.weight_decay
-        )
+        inside = (self.tokenizer.encoder, self.tokenizer.decoder)
+        optimizer = MuonAdamW(self, inside, lr=run.learning_rate, weight_decay=run.weight_decay)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule.factor(self, step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def transfer_batch_to_device(self, batch: dict, device: torch.device, dataloader_idx: int) -> dict:
+        # Lightning's own walk refuses frozen dataclasses, which is what attributes are.
+        return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
     def on_fit_start(self) -> None:
         self.schedule.start()

@@ -345,7 +345,7 @@ def _render(draws: _Draws, tables: dict[str, np.ndarray], config: ShapesConfig) 
 
     base = tensor(np.stack([draws.uniform(f"base{c}", 0.12, 0.42) for c in "rgb"], axis=-1))
     base = 0.6 * base + 0.4 * base.mean(dim=1, keepdim=True)  # muted, so that objects stand out
-    contrast = tensor(draws.uniform("contrast", 0.08, 0.16))[:, None]
+    contrast = tensor(draws.uniform("contrast", 0.06, 0.12))[:, None]
     contrast = torch.where(torch.from_numpy(tables["background"] == 0)[:, None], contrast * 1.6, contrast)
     tint = tensor(np.stack([draws.uniform(f"tint{c}", 0.6, 1.4) for c in "rgb"], axis=-1))
     second = base + contrast * tint

@@ -37,8 +37,8 @@ class Decoder(nn.Module):
         for index in reversed(range(len(channels))):
             width = channels[index]
             blocks = [FrameBlock(width) for _ in range(depths[index])]
-            up = 4 * channels[index - 1] if index else 3 * patch * patch
-            self.stages.append(nn.Sequential(*blocks, FrameConv(width, up)))
+            up = nn.Linear(width, 4 * channels[index - 1]) if index else FrameConv(width, 3 * patch * patch)
+            self.stages.append(nn.Sequential(*blocks, up))
 
     def forward(self, latent: Tensor, detail: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Latent (B, D, T', H', W') and details (B,) int64 from 1 -> pixel frames (B, 3, T, H, W), new state.

@@ -30,7 +30,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.patch, self.time_stride = patch, time_stride
-        stages: list[nn.Module] = [FrameConv(3 * patch * patch, channels[0])]
+        stages: list[nn.Module] = [FrameConv(3 * patch * patch, channels[0]), nn.GELU()]
         for index, (width, blocks) in enumerate(zip(channels, depths, strict=True)):
             if index:
                 stages.append(FrameConv(channels[index - 1], width, stride=2))

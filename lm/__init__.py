@@ -1,0 +1,1 @@
+"""The language model over pyramids. Read model.py first, then layout.py."""

@@ -1,0 +1,110 @@
+"""Code embeddings and heads: how ids of a level become vectors of the model and how the model predicts them.
+
+Never one big softmax over 2^d bit codes: a bit code is predicted in groups of at most 8 bits, each group given the ones
+before it (the sub-token prediction of Open-MAGVIT2, 2409.04410). Words are predicted against the frozen word table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from pyramid.quantize.base import Quantizer
+
+# Draws one id a row from logits (..., K): how is the caller's business (temperature, top-p, guidance, seeds).
+Draw = Callable[[Tensor], Tensor]
+
+GROUP_BITS = 8
+
+
+class CodeEmbedding(nn.Module):
+    """Linear map of a level's codes: (...) int64 -> (..., dim)."""
+
+    def __init__(self, quantizer: Quantizer, dim: int) -> None:
+        super().__init__()
+        self.ids_to_codes = quantizer.ids_to_codes
+        self.linear = nn.Linear(quantizer.dim, dim)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        return self.linear(self.ids_to_codes(codes))
+
+
+class WordHead(nn.Module):
+    """Logits over a frozen table (K, E): inner products in the table's space."""
+
+    def __init__(self, embeddings: Tensor, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("embeddings", embeddings.clone(), persistent=False)
+        self.linear = nn.Linear(dim, embeddings.shape[1])
+        self.bias = nn.Parameter(torch.zeros(len(embeddings)))
+        self.scale = nn.Parameter(torch.tensor(4.0))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.scale * self.linear(hidden) @ self.embeddings.T + self.bias
+
+    def nll(self, hidden: Tensor, codes: Tensor) -> Tensor:
+        """(..., dim), ids (...) -> negative log-likelihood in nats (...)."""
+        return _cross_entropy(self.logits(hidden), codes)
+
+    def sample(self, hidden: Tensor, draw: Draw) -> Tensor:
+        return draw(self.logits(hidden))
+
+
+class GroupHead(nn.Module):
+    """Ids of a codebook of `codebook_size` codes, as little-endian groups of digits with at most 2^GROUP_BITS values,
+    the first group the lowest digits. A codebook whose size is no power of two must fit one group of 4096."""
+
+    def __init__(self, codebook_size: int, dim: int) -> None:
+        super().__init__()
+        bits = codebook_size.bit_length() - 1
+        if codebook_size == 1 << bits:
+            count = -(-bits // GROUP_BITS)
+            widths = [bits // count + (index < bits % count) for index in range(count)]
+            self.sizes = [1 << width for width in widths]
+        elif codebook_size <= 4096:
+            self.sizes = [codebook_size]
+        else:
+            raise ValueError(
+                f"GroupHead: a codebook of more than 4096 codes must have a power of two of them, got {codebook_size}"
+            )
+        self.linears = nn.ModuleList(nn.Linear(dim, size) for size in self.sizes)
+        self.embeddings = nn.ModuleList(nn.Embedding(size, dim) for size in self.sizes[:-1])
+        self.mixes = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim))
+            for _ in self.sizes[:-1]
+        )
+
+    def nll(self, hidden: Tensor, codes: Tensor) -> Tensor:
+        """(..., dim), ids (...) -> negative log-likelihood in nats (...)."""
+        total = torch.zeros(codes.shape, device=hidden.device)
+        for index, size in enumerate(self.sizes):
+            digit = codes % size
+            total = total + _cross_entropy(self.linears[index](hidden), digit)
+            codes = codes // size
+            if index < len(self.embeddings):
+                hidden = self._advance(index, hidden, digit)
+        return total
+
+    def sample(self, hidden: Tensor, draw: Draw) -> Tensor:
+        """`draw` is called once a group. (..., dim) -> ids (...)."""
+        codes = torch.zeros(hidden.shape[:-1], dtype=torch.int64, device=hidden.device)
+        place = 1
+        for index, size in enumerate(self.sizes):
+            digit = draw(self.linears[index](hidden))
+            # With guidance `draw` sees two branches and answers for one; both must go on from the same digit.
+            digit = digit.repeat(hidden.shape[0] // digit.shape[0], *[1] * (digit.dim() - 1))
+            codes = codes + place * digit
+            place *= size
+            if index < len(self.embeddings):
+                hidden = self._advance(index, hidden, digit)
+        return codes
+
+    def _advance(self, index: int, hidden: Tensor, digit: Tensor) -> Tensor:
+        hidden = hidden + self.embeddings[index](digit)
+        return hidden + self.mixes[index](hidden)
+
+
+def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(logits.float().movedim(-1, 1), target, reduction="none")
