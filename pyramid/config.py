@@ -102,7 +102,8 @@ def _apply_override(merged: DictConfig, override: str) -> None:
 def _thaw(node: DictConfig | ListConfig) -> None:
     """Frozen dataclasses make read-only nodes; an override has to write into them."""
     OmegaConf.set_readonly(node, False)
-    for key in list(node.keys()) if isinstance(node, DictConfig) else range(len(node)):
+    keys: Any = list(node.keys()) if isinstance(node, DictConfig) else range(len(node))
+    for key in keys:
         if not OmegaConf.is_missing(node, key) and OmegaConf.is_config(node[key]):
             _thaw(node[key])
 

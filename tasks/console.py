@@ -11,7 +11,7 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -94,7 +94,7 @@ class Console:
 
     def track(self, items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
         """The items, with progress on stderr: a bar on a terminal, a line every few seconds otherwise."""
-        if total is None and hasattr(items, "__len__"):
+        if total is None and isinstance(items, Sized):
             total = len(items)
         if sys.stderr.isatty():
             yield from self._bar(items, what, total)

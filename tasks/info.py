@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tasks.console import DONE, Console
-from tasks.models import default_model, part_of
+from tasks.models import codebook_sizes, default_model, part_of
 from tasks.options import Json
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def describe_model(model: str | None) -> dict[str, Any]:
 def _describe_tokenizer(tokenizer: PyramidTokenizer) -> dict[str, Any]:
     c = tokenizer.config
     pyramids = tokenizer.pyramids(c.num_frames)
-    sizes = [level.quantizer.codebook_size for level in tokenizer.levels.levels]
+    sizes = codebook_sizes(tokenizer)
     levels = []
     for index, config in enumerate(c.levels):
         grids = [pyramid.levels[index].grid for pyramid in pyramids]

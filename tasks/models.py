@@ -6,7 +6,7 @@ A model folder holds `tokenizer/` and `lm/` (and the shipped one `judge/`), or i
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lm.model import PyramidLM
@@ -25,7 +25,7 @@ def default_model() -> Path:
 def part_of(model: str | None, part: str) -> Path:
     """The folder of one part ("tokenizer", "lm") of a model. Raises FileNotFoundError with what was expected."""
     root = default_model() if model is None else Path(model)
-    if not root.exists():
+    if model is not None and not root.exists():
         from pyramid.tokenizer import model_folder
 
         root = model_folder(model)  # a hub id
@@ -36,6 +36,12 @@ def part_of(model: str | None, part: str) -> Path:
         return root
     found = f"only {others[0]}/" if others else "neither config.json nor tokenizer/"
     raise FileNotFoundError(f"{root}: expected a model folder with {part}/config.json, found {found}")
+
+
+def codebook_sizes(tokenizer: PyramidTokenizer) -> list[int]:
+    """How many codes each level has."""
+    levels: Any = tokenizer.levels.levels
+    return [level.quantizer.codebook_size for level in levels]
 
 
 def load_tokenizer(model: str | None = None, device: str = "cpu") -> PyramidTokenizer:

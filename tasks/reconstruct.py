@@ -18,6 +18,7 @@ import typer
 
 from tasks.console import Console
 from tasks.files import claim, find_clips, name_outputs, tagged
+from tasks.models import codebook_sizes, load_tokenizer
 from tasks.options import Device, Inputs, Json, Model, Out, Overwrite, check_device, parse_details
 
 if TYPE_CHECKING:
@@ -48,8 +49,6 @@ def reconstruct(
     with Console("reconstruct", as_json) as console:
         paths = find_clips(inputs)
         targets = dict(zip(paths, name_outputs(paths, out, suffix), strict=True))
-        from tasks.models import load_tokenizer
-
         tokenizer = load_tokenizer(model, check_device(device))
         details = parse_details(detail, tokenizer.num_levels)
         files = {path: _output_files(target, details) for path, target in targets.items()}
@@ -176,8 +175,8 @@ def _count(
     score.frames += len(source)
     score.tokens += tokens.num_tokens(k)
     for pyramid in tokens.pyramids:
-        sizes = [level.quantizer.codebook_size for level in tokenizer.levels.levels]
-        score.bits += sum(n * math.log2(size) for n, size in zip(pyramid.counts[:k], sizes, strict=False))
+        sizes = codebook_sizes(tokenizer)[:k]
+        score.bits += sum(n * math.log2(size) for n, size in zip(pyramid.counts[:k], sizes, strict=True))
 
 
 def _strip() -> Any:

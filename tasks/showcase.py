@@ -24,7 +24,7 @@ from pyramid.metrics import psnr
 from pyramid.train import TrainTokenizerConfig, train_tokenizer
 from tasks.clips import read_spread
 from tasks.console import Console
-from tasks.report import Clip, Clips, Curves, Picture, Section, Table, Words
+from tasks.report import Block, Clip, Clips, Curves, Picture, Section, Table, Words
 from tasks.train import quiet_lightning
 from tasks.training_progress import TrainingProgress
 
@@ -102,8 +102,11 @@ def show_reconstruction(tokenizer: PyramidTokenizer, title: str, count: int = 64
                 rows += [batch[index], *(video[index] for video in decoded)]
                 labels += ["original", *(f"detail {k}, {n} tokens" for k, n in zip(details, counts, strict=True))]
     means = [round(total / count, 2) for total in sums]
-    table = [(k, n, value) for k, n, value in zip(details, counts, means, strict=True)]
-    blocks = [Table(["detail", "tokens", "PSNR, dB"], table), Picture(contact_sheet(rows, labels, max_frames=9))]
+    table = list(zip(details, counts, means, strict=True))
+    blocks: list[Block] = [
+        Table(["detail", "tokens", "PSNR, dB"], table),
+        Picture(contact_sheet(rows, labels, max_frames=9)),
+    ]
     return Part(
         {"psnr_by_detail": means, "tokens_by_detail": counts}, Section(title, f"{count} held-out clips.", blocks)
     )
@@ -147,11 +150,11 @@ def show_captions(lm: PyramidLM, folder: Path, count: int = 200, in_files: int =
         f"{figures['tokens_read']} of {figures['tokens_total']} tokens; {figures['exact_match_combinations']:.1%} of "
         f"{count} clips whose combination of shape, colour and motion was held out. Those below came from mp4 files."
     )
-    blocks = [Clips([("", clips)]), Table(["file", "caption", "truth", "right"], rows)]
+    table = Table(["file", "caption", "truth", "right"], rows)
     top = Words(
         words[:8], note="The words that the tokenizer reads in a clip, coarse level first; the truth above them."
     )
-    return Part(figures, Section("Captions", text, [*blocks, top]))
+    return Part(figures, Section("Captions", text, [Clips([("", clips)]), table, top]))
 
 
 def caption_all(lm: PyramidLM, videos: Tensor) -> list[str]:
@@ -189,17 +192,18 @@ def show_generation(
             ]
             rows.append((batch[index]["caption"], strip))
     accuracy = [round(total / count, 4) for total in right]
+    counts = [tokens.num_tokens(k) for k in details]
     figures = {
         "attribute_accuracy_by_detail": accuracy,
         "seconds_per_clip": round(seconds / count, 4),
         "n": count,
-        "tokens_by_detail": [tokens.num_tokens(k) for k in details],
+        "tokens_by_detail": counts,
     }
     text = (
         f"{count} held-out captions, written out as pyramids of tokens from the top down. Green: the judge, a separate "
         f"classifier of pixels, sees the shape, colour and motion asked for. At full detail that is {accuracy[-1]:.1%}."
     )
-    table = Table(["detail", "tokens", "right"], list(zip(details, figures["tokens_by_detail"], accuracy, strict=True)))
+    table = Table(["detail", "tokens", "right"], list(zip(details, counts, accuracy, strict=True)))
     return Part(figures, Section("Generated clips, at every detail", text, [table, Clips(rows)]))
 
 
