@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyramid.quantize.base import Quantizer
 
-# Draws one id a row from logits (..., K): how is the caller's business (temperature, top-p, guidance, seeds).
+# Draws ids (...) from logits (..., K): how is the caller's business (temperature, top-p, guidance, seeds).
 Draw = Callable[[Tensor], Tensor]
 
 GROUP_BITS = 8
@@ -93,8 +93,6 @@ class GroupHead(nn.Module):
         place = 1
         for index, size in enumerate(self.sizes):
             digit = draw(self.linears[index](hidden))
-            # With guidance `draw` sees two branches and answers for one; both must go on from the same digit.
-            digit = digit.repeat(hidden.shape[0] // digit.shape[0], *[1] * (digit.dim() - 1))
             codes = codes + place * digit
             place *= size
             if index < len(self.embeddings):

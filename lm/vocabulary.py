@@ -1,7 +1,7 @@
 """One id space for all that a sequence holds: text, special tokens, words of the coarse levels, codes of the fine ones.
 
     [0, num_text)            the text tokenizer's ids
-    [num_text, num_text+S)   special tokens: pad, end of text, one for each task, one for each detail
+    [num_text, num_text+S)   special tokens: pad, one for each task, one for each detail
     then one range a level   its code ids; levels of words share one range, for a word means the same everywhere
 """
 
@@ -33,24 +33,20 @@ class Vocabulary:
     def pad(self) -> int:
         return self.num_text
 
-    @property
-    def end(self) -> int:
-        return self.num_text + 1
-
     def task(self, name: str) -> int:
         if name not in TASKS:
             raise ValueError(f"Vocabulary.task: expected one of {TASKS}, got {name!r}")
-        return self.num_text + 2 + TASKS.index(name)
+        return self.num_text + 1 + TASKS.index(name)
 
     def detail(self, detail: int) -> int:
         """The token that says how many levels follow, 1 to num_levels."""
         if not 1 <= detail <= self.num_levels:
             raise ValueError(f"Vocabulary.detail: expected 1 to {self.num_levels}, got {detail}")
-        return self.num_text + 2 + len(TASKS) + detail - 1
+        return self.num_text + 1 + len(TASKS) + detail - 1
 
     @property
     def num_special(self) -> int:
-        return 2 + len(TASKS) + self.num_levels
+        return 1 + len(TASKS) + self.num_levels
 
     @cached_property
     def offsets(self) -> tuple[int, ...]:
@@ -88,8 +84,8 @@ class Vocabulary:
 
 
 def train_text_tokenizer(sentences: Sequence[str], size: int):
-    """A byte-level BPE tokenizer (transformers) learned from `sentences`, of at most `size` ids: any text encodes, and
-    decodes back exactly."""
+    """A byte-level BPE tokenizer (transformers) learned from `sentences`, of at most `size` ids, the first one the end
+    of text: any text encodes, and decodes back exactly."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -97,5 +93,8 @@ def train_text_tokenizer(sentences: Sequence[str], size: int):
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(sentences, trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet))
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, initial_alphabet=alphabet, special_tokens=["</s>"], show_progress=False
+    )
+    tokenizer.train_from_iterator(sentences, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", clean_up_tokenization_spaces=False)

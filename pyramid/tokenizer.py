@@ -160,7 +160,7 @@ class PyramidTokenizer(nn.Module):
 
     # ------------------------------------------------------------------------------------------ inference
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode_chunk(
         self, video: Tensor, state: State | None, detail: int | None = None
     ) -> tuple[tuple[Tensor, ...], State]:
@@ -177,7 +177,7 @@ class PyramidTokenizer(nn.Module):
         latent, state = self.encoder(video.to(self.device), state)
         return tuple(self.levels(latent, detail).ids), state
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode_chunk(
         self, ids: tuple[Tensor, ...], state: State | None, *, height: int, width: int
     ) -> tuple[Tensor, State]:

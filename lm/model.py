@@ -1,0 +1,399 @@
+"""`PyramidLM`: one language model that writes the pyramid from text and text from the pyramid. Read this file first.
+
+Any transformers decoder is the backbone (a small random Llama by default). Around it: embeddings of codes, of levels and
+places and of what the picture looks like so far (context.py), heads (heads.py), and the layout of a sequence
+(layout.py). Training hides a random share of each block; generation fills a block in one pass or in a few.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, LlamaConfig, LlamaForCausalLM
+
+from lm import layout
+from lm.attention import register
+from lm.context import LatentContext
+from lm.heads import CodeEmbedding, GroupHead, WordHead
+from lm.layout import Block
+from lm.sampling import Sampler, SamplingConfig
+from lm.vocabulary import Vocabulary
+from pyramid.levels import check_detail
+from pyramid.tokenizer import PyramidTokenizer, model_folder
+from pyramid.tokens import TokenPyramid
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class LMConfig:
+    """`backbone`: a transformers causal LM by folder or hub id, or None for a random Llama of `dim`, `num_layers`,
+    `num_heads`, `mlp` with a text tokenizer of `text_size` ids learned from the captions. `max_text`: text tokens of a
+    prompt or caption; `caption_detail`: levels that captions read by default."""
+
+    backbone: str | None = None
+    dim: int = 192
+    num_layers: int = 6
+    num_heads: int = 4
+    mlp: int = 512
+    text_size: int = 512
+    max_text: int = 48
+    caption_detail: int = 2
+
+
+class PyramidLM(nn.Module):
+    """`tokenizer`: the frozen video tokenizer, not among the parameters; `text`: a transformers text tokenizer with an
+    end-of-text token; `backbone`: the causal LM that `config` describes."""
+
+    tokenizer: PyramidTokenizer
+
+    def __init__(self, config: LMConfig, tokenizer: PyramidTokenizer, text: Any, backbone: nn.Module) -> None:
+        super().__init__()
+        if text.eos_token_id is None:
+            raise ValueError("PyramidLM: the text tokenizer must have an end-of-text token, got none")
+        self.config, self.text, self.backbone = config, text, backbone
+        # Held without registering: its weights are neither trained nor saved here.
+        object.__setattr__(self, "tokenizer", tokenizer.eval().requires_grad_(False))
+        quantizers = [level.quantizer for level in tokenizer.levels.levels]
+        self.vocabulary = Vocabulary(
+            backbone.get_input_embeddings().num_embeddings,
+            tuple(level.codebook for level in tokenizer.config.levels),
+            tuple(quantizer.codebook_size for quantizer in quantizers),
+        )
+        dim = backbone.config.hidden_size
+        self.special = nn.Embedding(self.vocabulary.num_special, dim)
+        self.hidden_token = nn.Parameter(torch.zeros(dim))
+        self.codes = nn.ModuleList(CodeEmbedding(quantizer, dim) for quantizer in quantizers)
+        self.level = nn.Embedding(len(quantizers), dim)
+        self.place = nn.Linear(layout.NUM_FEATURES, dim)
+        self.seen = nn.Linear(2 * tokenizer.config.latent_dim, dim)
+        self.heads = nn.ModuleList(
+            WordHead(quantizer.embeddings, dim) if kind == "words" else GroupHead(quantizer.codebook_size, dim)
+            for kind, quantizer in zip(self.vocabulary.codebooks, quantizers, strict=True)
+        )
+        for module in (self.special, self.level, *[head for head in self.codes]):
+            for weight in module.parameters():
+                nn.init.normal_(weight, std=0.02) if weight.dim() > 1 else nn.init.zeros_(weight)
+
+    @property
+    def device(self) -> torch.device:
+        return self.hidden_token.device
+
+    @property
+    def num_levels(self) -> int:
+        return self.vocabulary.num_levels
+
+    # ------------------------------------------------------------------------------------------ embedding
+
+    def text_ids(self, sentence: str) -> list[int]:
+        """Ids of a prompt or caption, at most `max_text` of them."""
+        return self.text(sentence, add_special_tokens=False)["input_ids"][: self.config.max_text]
+
+    def embed_ids(self, ids: Tensor) -> Tensor:
+        """Text and special ids (B, S) of the one id space -> (B, S, dim)."""
+        special = ids >= self.vocabulary.num_text
+        text = self.backbone.get_input_embeddings()(ids.masked_fill(special, 0))
+        return torch.where(special[..., None], self.special((ids - self.vocabulary.num_text).clamp(min=0)), text)
+
+    def embed_block(self, block: Block, codes: Tensor, seen: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """codes (B, n), what is seen so far (B, n, 2 D) -> (B, n, dim); tokens where `hidden` (B, n) is true show
+        nothing of their code."""
+        x = self.codes[block.level](codes)
+        if hidden is not None:
+            x = torch.where(hidden[..., None], self.hidden_token.to(x.dtype), x)
+        place = self.place(layout.position_features([block]).to(self.device))
+        return x + self.level.weight[block.level] + place + self.seen(seen)
+
+    def prefix(self, task: str, detail: int, sentences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """[pad ...] [task] [detail] [text] -> ids (B, P), number of pads (B,)."""
+        head = [self.vocabulary.task(task), self.vocabulary.detail(detail)]
+        length = len(head) + max(len(sentence) for sentence in sentences)
+        pads = [length - len(head) - len(sentence) for sentence in sentences]
+        rows = [[self.vocabulary.pad] * p + head + list(s) for p, s in zip(pads, sentences, strict=True)]
+        return torch.tensor(rows, device=self.device), torch.tensor(pads, device=self.device)
+
+    def run(self, x: Tensor, intervals: Tensor, positions: Tensor, cache: DynamicCache | None = None) -> Tensor:
+        """Backbone without its head. x (B, S, dim), intervals (B, S, 4) over all keys, positions (B, S)."""
+        out = self.backbone.base_model(
+            inputs_embeds=x,
+            intervals=intervals,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        return out.last_hidden_state
+
+    # ------------------------------------------------------------------------------------------ training
+
+    def generation_loss(
+        self, tokens: TokenPyramid, sentences: Sequence[Sequence[int]], detail: int, generator: torch.Generator | None = None
+    ) -> dict[int, Tensor]:
+        """Mean negative log-likelihood of the hidden codes of each level, in nats a token: {level from 0: scalar}.
+        sentences: text ids of each clip, empty for unconditional."""
+        blocks = layout.blocks_of(tokens.pyramids, detail)
+        codes = [tokens.ids[b.chunk][b.level].flatten(1) for b in blocks]
+        hidden = [_hide(c, generator) for c in codes]
+        seen = self._seen(tokens, blocks, codes)
+        ids, pads = self.prefix("generate", detail, sentences)
+        start, length = ids.shape[1], layout.num_block_tokens(blocks)
+        kept = blocks[:-1]  # nothing comes after the last block, so that nothing would see a clean copy of it
+        masked_offset = start + layout.num_block_tokens(kept)
+        x = torch.cat(
+            [
+                self.embed_ids(ids),
+                *[self.embed_block(b, c, s) for b, c, s in zip(kept, codes, seen, strict=False)],
+                *[self.embed_block(b, c, s, h) for b, c, s, h in zip(blocks, codes, seen, hidden, strict=True)],
+            ],
+            dim=1,
+        )
+        intervals = [layout.prefix_intervals(pads, start)]
+        if kept:
+            intervals.append(layout.clean_intervals(kept, pads, start))
+        intervals.append(layout.masked_intervals(blocks, pads, start, masked_offset))
+        places = torch.cat([torch.arange(masked_offset), torch.arange(start, start + length)]).to(self.device)
+        positions = (places[None] - pads[:, None]).clamp(min=0)
+        out = self.run(x, torch.cat(intervals, dim=1), positions)[:, masked_offset:]
+        losses: dict[int, list[Tensor]] = {}
+        for block, code, hide in zip(blocks, codes, hidden, strict=True):
+            nll = self.heads[block.level].nll(out[:, block.start : block.stop], code)
+            losses.setdefault(block.level, []).append((nll * hide).sum() / hide.sum())
+        return {level: torch.stack(values).mean() for level, values in losses.items()}
+
+    def caption_loss(self, tokens: TokenPyramid, sentences: Sequence[Sequence[int]], detail: int) -> Tensor:
+        """Mean negative log-likelihood of the captions' text ids and their end, read from `detail` levels; scalar."""
+        x, intervals, positions = self._reading(tokens, detail)
+        end = self.text.eos_token_id
+        longest = 1 + max(len(sentence) for sentence in sentences)
+        rows = [[*s, end] + [-100] * (longest - 1 - len(s)) for s in sentences]
+        target = torch.tensor(rows, device=self.device)
+        inputs = target[:, :-1].clamp(min=0)
+        start = x.shape[1]
+        text = layout.text_intervals(start, longest - 1, len(rows), self.device)
+        places = torch.arange(start, start + longest - 1, device=self.device).expand(len(rows), -1)
+        out = self.run(
+            torch.cat([x, self.embed_ids(inputs)], dim=1),
+            torch.cat([intervals, text], dim=1),
+            torch.cat([positions, places], dim=1),
+        )
+        logits = self.backbone.get_output_embeddings()(out[:, start - 1 :])
+        return nn.functional.cross_entropy(logits.float().flatten(0, 1), target.flatten())
+
+    def _seen(self, tokens: TokenPyramid, blocks: Sequence[Block], codes: Sequence[Tensor]) -> list[Tensor]:
+        context = LatentContext(self.tokenizer, tokens.batch_size, tokens.height, tokens.width)
+        seen = []
+        for block, code in zip(blocks, codes, strict=True):
+            seen.append(context.at(block))
+            context.add(block, code)
+        return seen
+
+    def _reading(self, tokens: TokenPyramid, detail: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeddings, intervals and positions of [task] [detail] [blocks] for reading."""
+        blocks = layout.blocks_of(tokens.pyramids, detail)
+        codes = [tokens.ids[b.chunk][b.level].flatten(1) for b in blocks]
+        seen = self._seen(tokens, blocks, codes)
+        ids, pads = self.prefix("caption", detail, [[]] * tokens.batch_size)
+        embedded = [self.embed_block(b, c, s) for b, c, s in zip(blocks, codes, seen, strict=True)]
+        x = torch.cat([self.embed_ids(ids), *embedded], dim=1)
+        start = ids.shape[1]
+        intervals = [layout.prefix_intervals(pads, start), layout.clean_intervals(blocks, pads, start)]
+        positions = torch.arange(x.shape[1], device=self.device).expand(tokens.batch_size, -1)
+        return x, torch.cat(intervals, dim=1), positions
+
+    # ------------------------------------------------------------------------------------------ use
+
+    @torch.no_grad()
+    def caption(self, video: Tensor | TokenPyramid, detail: int | None = None) -> list[str]:
+        """One sentence a clip, the most likely word at each step, read from the first `detail` levels (default
+        `caption_detail`). video: (B, 3, T, H, W) in [-1, 1], or its tokens."""
+        detail = check_detail(detail or self.config.caption_detail, self.num_levels, "PyramidLM.caption")
+        tokens = self.tokenizer.encode(video, detail) if isinstance(video, Tensor) else video.truncate(detail)
+        tokens = tokens.to(self.device)
+        x, intervals, positions = self._reading(tokens, detail)
+        cache = DynamicCache()
+        batch = tokens.batch_size
+        done = torch.zeros(batch, dtype=torch.bool, device=self.device)
+        written: list[Tensor] = []
+        for step in range(self.config.max_text):
+            hidden = self.run(x, intervals, positions, cache)[:, -1]
+            ids = self.backbone.get_output_embeddings()(hidden).argmax(dim=-1)
+            ids = ids.masked_fill(done, self.text.eos_token_id)
+            done |= ids == self.text.eos_token_id
+            if done.all():
+                break
+            written.append(ids)
+            start = cache.get_seq_length()
+            x = self.embed_ids(ids[:, None])
+            intervals = layout.text_intervals(start, 1, batch, self.device)
+            positions = torch.full((batch, 1), start, device=self.device)
+        rows = torch.stack(written, dim=1).tolist() if written else [[]] * batch
+        return [self.text.decode(row, skip_special_tokens=True).strip() for row in rows]
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[str],
+        detail: int | None = None,
+        *,
+        num_frames: int | None = None,
+        size: tuple[int, int] | None = None,
+        seed: int = 0,
+        temperature: float = 1.0,
+        top_p: float = 0.95,
+        guidance: float = 1.5,
+        passes: int | Sequence[int] = 2,
+    ) -> TokenPyramid:
+        """Write the pyramids of clips from text, coarse to fine, next block by next block.
+
+        prompts: one a clip, "" for unconditional. detail: levels to write, all by default. num_frames and size
+        (height, width): the tokenizer's training size by default. seed: clip i is drawn with seed + i. passes: forward
+        passes a block, one number or one a level; 1 draws all tokens of a block at once, more draw them in turns of
+        cosine size (MaskGIT, 2202.04200) in random order. Returns tokens of `detail` levels.
+        """
+        if not prompts:
+            raise ValueError("PyramidLM.generate: expected at least one prompt, got none")
+        detail = check_detail(detail, self.num_levels, "PyramidLM.generate")
+        c = self.tokenizer.config
+        num_frames, (height, width) = num_frames or c.num_frames, size or c.size
+        pyramids = self.tokenizer.pyramids(num_frames, height, width)
+        blocks = layout.blocks_of(pyramids, detail)
+        turns = [passes] * detail if isinstance(passes, int) else list(passes)
+        if len(turns) < detail or min(turns) < 1:
+            raise ValueError(f"PyramidLM.generate: passes must be at least 1 for each of {detail} levels, got {passes}")
+        sampler = Sampler(
+            SamplingConfig(temperature, top_p, guidance), [seed + i for i in range(len(prompts))], self.device
+        )
+        sentences = [self.text_ids(prompt) for prompt in prompts]
+        if sampler.guided:
+            sentences = sentences + [[]] * len(prompts)
+        ids, pads = self.prefix("generate", detail, sentences)
+        start = ids.shape[1]
+        context = LatentContext(self.tokenizer, len(sentences), height, width)
+        cache = DynamicCache()
+        # What the cache has yet to see: the prefix at first, then each finished block together with the next one.
+        waiting = (self.embed_ids(ids), layout.prefix_intervals(pads, start))
+        chunks: list[list[Tensor]] = [[] for _ in pyramids]
+        for block in blocks:
+            seen = context.at(block)
+            codes = torch.zeros(len(sentences), block.count, dtype=torch.int64, device=self.device)
+            hidden = torch.ones_like(codes, dtype=torch.bool)
+            own = layout.clean_intervals([block], pads, start)
+            rank = sampler.uniform(block.count).argsort(dim=1).argsort(dim=1)
+            rank = rank.repeat(2, 1) if sampler.guided else rank
+            for stop in _turns(block.count, turns[block.level]):
+                x = torch.cat([waiting[0], self.embed_block(block, codes, seen, hidden)], dim=1)
+                intervals = torch.cat([waiting[1], own], dim=1)
+                first = start + block.start - waiting[0].shape[1]
+                places = torch.arange(first, first + x.shape[1], device=self.device)
+                positions = (places[None] - pads[:, None]).clamp(min=0)
+                out = self.run(x, intervals, positions, cache)[:, -block.count :]
+                cache.crop(-block.count)
+                waiting = (x[:, :0], intervals[:, :0])
+                drawn = self.heads[block.level].sample(out, sampler)
+                reveal = hidden & (rank < stop)
+                codes = torch.where(reveal, drawn, codes)
+                hidden = hidden & ~reveal
+            waiting = (self.embed_block(block, codes, seen), own)
+            context.add(block, codes)
+            chunks[block.chunk].append(codes[: len(prompts)].reshape(-1, *block.grid))
+        return TokenPyramid(tuple(tuple(levels) for levels in chunks), num_frames, height, width)
+
+    # ------------------------------------------------------------------------------------------ folders
+
+    def save_pretrained(self, folder: str | Path, *, tokenizer: str = "../tokenizer", half: bool = False) -> None:
+        """Write config.json, model.safetensors (all but the backbone), backbone/ (a transformers folder with the text
+        tokenizer). `tokenizer`: where the video tokenizer's folder is, relative to this one, or a hub id; `half`:
+        store float16."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        dtype = torch.float16 if half else torch.float32
+        weights = {n: t.to(dtype).contiguous() for n, t in self.state_dict().items() if not n.startswith("backbone.")}
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt", "version": str(FORMAT_VERSION)})
+        state = {n: t.to(dtype) for n, t in self.backbone.state_dict().items()}
+        self.backbone.save_pretrained(folder / "backbone", state_dict=state)
+        self.text.save_pretrained(folder / "backbone")
+        config = {"format": "pyramid.lm", "format_version": FORMAT_VERSION, "tokenizer": tokenizer}
+        config |= dataclasses.asdict(self.config)
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf8")
+
+    @staticmethod
+    def from_pretrained(
+        model: str | Path, *, tokenizer: PyramidTokenizer | None = None, device: torch.device | str = "cpu"
+    ) -> PyramidLM:
+        """Load a folder that `save_pretrained` wrote, ready for inference. `tokenizer` replaces the one it names.
+
+        Raises FileNotFoundError for a missing folder or file, ValueError for another format or weights that don't fit.
+        """
+        folder = model_folder(model)
+        config = json.loads((folder / "config.json").read_text(encoding="utf8"))
+        found = (config.pop("format", None), config.pop("format_version", None))
+        if found != ("pyramid.lm", FORMAT_VERSION):
+            raise ValueError(f"PyramidLM: {folder}: expected a pyramid.lm, version {FORMAT_VERSION}, got {found}")
+        named = config.pop("tokenizer")
+        if tokenizer is None:
+            beside = folder / named
+            tokenizer = PyramidTokenizer.from_pretrained(beside if beside.is_dir() else named, device=device)
+        text = AutoTokenizer.from_pretrained(folder / "backbone")
+        backbone = AutoModelForCausalLM.from_pretrained(
+            folder / "backbone", attn_implementation=register(), dtype=torch.float32
+        )
+        lm = PyramidLM(LMConfig(**config), tokenizer, text, backbone)
+        missing, unexpected = lm.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+        missing = [name for name in missing if not name.startswith("backbone.")]
+        if missing or unexpected:
+            raise ValueError(f"PyramidLM: {folder}: weights don't fit: missing {missing}, unexpected {unexpected}")
+        return lm.to(device).eval()
+
+
+def make_backbone(config: LMConfig, text_size: int) -> nn.Module:
+    """The causal LM that a config describes, with interval attention."""
+    if config.backbone:
+        return AutoModelForCausalLM.from_pretrained(config.backbone, attn_implementation=register(), dtype=torch.float32)
+    llama = LlamaConfig(
+        vocab_size=text_size,
+        hidden_size=config.dim,
+        intermediate_size=config.mlp,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        num_key_value_heads=config.num_heads,
+        max_position_embeddings=1 << 16,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=None,
+    )
+    llama._attn_implementation = register()
+    return LlamaForCausalLM(llama)
+
+
+def _hide(codes: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Which tokens of a block (B, n) are hidden: all of them for half of the rows, else a cosine-distributed share
+    (MaskGIT, 2202.04200), at least one."""
+    batch, count = codes.shape
+    draw = torch.rand(batch, 2, generator=generator)
+    share = torch.where(draw[:, 0] < 0.5, torch.ones(batch), (draw[:, 1] * torch.pi / 2).cos())
+    number = (share * count).ceil().clamp(min=1)
+    rank = torch.rand(batch, count, generator=generator).argsort(dim=1).argsort(dim=1)
+    return (rank < number[:, None]).to(codes.device)
+
+
+def _turns(count: int, passes: int) -> list[int]:
+    """How many tokens of a block are known after each pass: the cosine schedule, every pass adding at least one.
+
+    >>> _turns(16, 4)
+    [2, 5, 10, 16]
+    """
+    known: list[int] = []
+    for turn in range(1, passes + 1):
+        stop = count - math.floor(count * math.cos(math.pi / 2 * turn / passes) + 1e-9)
+        if stop > (known[-1] if known else 0):
+            known.append(stop)
+    return known
