@@ -24,7 +24,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-PACKAGES = ["pyramid", "pyramid.ops"]
+PACKAGES = ["pyramid", "pyramid.data", "pyramid.nn", "pyramid.ops", "pyramid.quantize", "tasks"]
 PACKAGE_DATA = {"": ["*.yaml", "*.json", "*.txt", "py.typed"]}
 
 CUDA_LIBRARY = "pyramid._C_cuda"  # a plain library, no Python module: torch.ops.load_library opens it
@@ -76,6 +76,10 @@ def wants_cuda() -> bool:
         sys.exit(f"setup.py: PYRAMID_CUDA must be auto, 0 or 1, got {choice!r}")
     print(f"pyramid: CPU kernels for {', '.join(INSTRUCTION_SETS)}; CUDA kernels: {'yes' if build else 'no'} ({why})")
     return build
+
+
+def name_of(source: Path) -> str:
+    return f"{source.parent.name}_{source.stem}"  # the same stem stands in kernels/ and in ops/
 
 
 def escape(text: str) -> str:
@@ -153,10 +157,10 @@ class BuildExtension(build_ext):
         for source in sorted((ROOT / "csrc" / "kernels").glob("*_cpu.cpp")):
             for name, flags in INSTRUCTION_SETS.items():
                 command = [*compiler, *self.include[:1], *flags, *sets, f"-DPYRAMID_ISA={name}"]
-                objects.append(ninja.compile(source, f"kernels_{source.stem}_{name}", command))
+                objects.append(ninja.compile(source, f"{name_of(source)}_{name}", command))
         sources = [p for p in sorted((ROOT / "csrc" / "ops").glob("*.cpp")) if not p.stem.endswith("_cuda")]
         for source in [*sources, ROOT / "csrc" / "schema.cpp"]:
-            objects.append(ninja.compile(source, f"{source.parent.name}_{source.stem}", [*compiler, *self.include, *sets, TORCH_TARGET]))
+            objects.append(ninja.compile(source, name_of(source), [*compiler, *self.include, *sets, TORCH_TARGET]))
 
         import pybind11
 
@@ -176,9 +180,9 @@ class BuildExtension(build_ext):
         compiler = [find_nvcc() or "nvcc", "-ccbin", self.cxx, *NVCC_FLAGS]
         objects = []
         for source in sorted((ROOT / "csrc" / "kernels").glob("*_cuda.cu")):
-            objects.append(ninja.compile(source, f"{source.parent.name}_{source.stem}", [*compiler, *self.include[:1]]))
+            objects.append(ninja.compile(source, name_of(source), [*compiler, *self.include[:1]]))
         for source in sorted((ROOT / "csrc" / "ops").glob("*_cuda.cpp")):
-            objects.append(ninja.compile(source, f"{source.parent.name}_{source.stem}", [*compiler, *self.include, TORCH_TARGET]))
+            objects.append(ninja.compile(source, name_of(source), [*compiler, *self.include, TORCH_TARGET]))
         torch_cuda = ["-ltorch_cuda"] if list(Path(self.link_torch[0][2:]).glob("libtorch_cuda.*")) else []
         # Undefined torch symbols are left open: this library also links where torch has no CUDA.
         ninja.link(target, objects, [compiler[0], "--cudart=shared", *self.link_torch, *torch_cuda])

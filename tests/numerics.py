@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def assert_no_worse(got: Tensor, plain: Tensor, truth: Tensor, name: str = "result", floor: float = 1e-6) -> None:
-    """Check max |got - truth| <= 2 max |plain - truth| + floor of the truth's size, NaN and infinity in the same places.
+    """Check max |got - truth| <= 2 max |plain - truth| + floor of the truth's size, NaN in the same places.
 
     Args:
         got: what the op gave. plain: what plain PyTorch gives at the same precision. truth: the same in float64.

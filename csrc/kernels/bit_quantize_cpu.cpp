@@ -106,7 +106,9 @@ void block_backward(const BitQuantizeBackwardParams<T>& p, int64_t begin, int64_
     const Vec minus_code = (Vec)((IVec)one | ((IVec)(v > splat(0.0f)) & (int32_t)0x80000000));
     const Vec slope = copy_sign(binary_entropy(magnitude * scale).slope, (Vec)((IVec)v ^ (int32_t)0x80000000));
     const Vec away = v + minus_code;
-    store(value + i, fma(load<Vec>(by_entropy + i) * scale, slope, load<Vec>(by_commitment + i) * away));
+    Vec grad = load<Vec>(by_entropy + i) * scale * slope;
+    if (p.grad_commitment) grad = fma(load<Vec>(by_commitment + i), away, grad);  // 0 * infinity is no gradient
+    store(value + i, grad);
   }
   T* grad_x = p.grad_x + begin * d;
   if (p.grad_codes) {
@@ -149,7 +151,8 @@ void block_backward(const BitQuantizeBackwardParams<double>& p, int64_t begin, i
       if (y < -kGreatestLogit<double>) y = -kGreatestLogit<double>;
       const double t = ::exp(-__builtin_fabs(y));
       const double straight_through = p.grad_codes ? p.grad_codes[i] : 0;
-      p.grad_x[i] = straight_through - e * scale * y * t / ((1 + t) * (1 + t)) + c * (x - code);
+      p.grad_x[i] = straight_through - e * scale * y * t / ((1 + t) * (1 + t));
+      if (p.grad_commitment) p.grad_x[i] += c * (x - code);  // 0 * infinity is no gradient
     }
   }
 }

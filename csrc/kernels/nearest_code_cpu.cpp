@@ -37,7 +37,7 @@ template <class T>
 struct Best {
   T distance;
   int64_t id;
-  // Ties go to the lowest id; NaN never wins.
+  // Starts at {infinity, 0}. Ties go to the lowest id; NaN and infinity never win, so id 0 stays if no other comes.
   PYRAMID_INLINE void offer(T candidate, int64_t candidate_id) {
     if (candidate < distance || (candidate == distance && candidate_id < id)) {
       distance = candidate;
@@ -141,7 +141,7 @@ void choose(const NearestCodeParams& p, int64_t row, float row_norm, const float
   const Vec limit = splat(lane_min(least));
 
   const float* z = p.z + row * p.dim;
-  Best<double> best{__builtin_inf(), INT64_MAX};
+  Best<double> best{__builtin_inf(), 0};
   for (int64_t g = 0; g < groups; ++g) {
     const Vec lower = load<Vec>(minima + g * kLanes) - splat(bound(g));
     // Not "lower <= limit": in this form a NaN admits its bucket.
@@ -156,8 +156,6 @@ void choose(const NearestCodeParams& p, int64_t row, float row_norm, const float
       }
     }
   }
-  // No distance is a number or finite: the lowest id.
-  if (best.id == INT64_MAX) best.id = 0;
   p.ids[row] = best.id;
   p.distance[row] = (float)squared_distance(z, p.codebook + best.id * p.dim, p.dim);
 }
@@ -242,10 +240,9 @@ bool nearest_code_rows(const NearestCodeParams& p, int64_t begin, int64_t end) {
 void nearest_code_rows_double(const NearestCodeDoubleParams& p, int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     const double* z = p.z + row * p.dim;
-    Best<double> best{__builtin_inf(), INT64_MAX};
+    Best<double> best{__builtin_inf(), 0};
     for (int64_t k = 0; k < p.num_codes; ++k)
       best.offer(squared_distance(z, p.codebook + k * p.dim, p.dim), k);
-    if (best.id == INT64_MAX) best.id = 0;
     p.ids[row] = best.id;
     p.distance[row] = squared_distance(z, p.codebook + best.id * p.dim, p.dim);
   }

@@ -50,7 +50,7 @@ __device__ double squared_distance(const T* __restrict__ a, const T* __restrict_
 struct Best {
   double distance;
   int64_t id;
-  // Ties go to the lowest id; NaN never wins.
+  // Starts at {infinity, 0}. Ties go to the lowest id; NaN and infinity never win, so id 0 stays if no other comes.
   __device__ void offer(double candidate, int64_t candidate_id) {
     if (candidate < distance || (candidate == distance && candidate_id < id)) {
       distance = candidate;
@@ -200,7 +200,7 @@ choose(const float* __restrict__ z, const float* __restrict__ codebook, const fl
     limit = fminf(limit, minima[bucket] + bound(bucket));
   limit = warp_min(limit);
 
-  Best best{static_cast<double>(INFINITY), INT64_MAX};
+  Best best{static_cast<double>(INFINITY), 0};
   for (int64_t start = 0; start < num_buckets; start += kWarp) {
     const int64_t mine = start + lane;
     // Not "<= limit": in this form a NaN admits its bucket.
@@ -212,9 +212,8 @@ choose(const float* __restrict__ z, const float* __restrict__ codebook, const fl
   }
   best.reduce();
   if (lane == 0) {
-    const int64_t id = best.id == INT64_MAX ? 0 : best.id;  // no distance is a number: the lowest id
-    ids[row] = id;
-    distance[row] = static_cast<float>(squared_distance(vector, codebook + id * dim, dim));
+    ids[row] = best.id;
+    distance[row] = static_cast<float>(squared_distance(vector, codebook + best.id * dim, dim));
   }
 }
 
@@ -225,14 +224,13 @@ choose_double(const double* __restrict__ z, const double* __restrict__ codebook,
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
   if (row >= num_rows) return;
   const double* vector = z + row * dim;
-  Best best{static_cast<double>(INFINITY), INT64_MAX};
+  Best best{static_cast<double>(INFINITY), 0};
   for (int64_t code = lane; code < num_codes; code += kWarp)
     best.offer(squared_distance(vector, codebook + code * dim, dim), code);
   best.reduce();
   if (lane == 0) {
-    const int64_t id = best.id == INT64_MAX ? 0 : best.id;
-    ids[row] = id;
-    distance[row] = squared_distance(vector, codebook + id * dim, dim);
+    ids[row] = best.id;
+    distance[row] = squared_distance(vector, codebook + best.id * dim, dim);
   }
 }
 

@@ -1,4 +1,4 @@
-"""The operators. Each has a plain PyTorch reference (reference.py: read it first); some are compiled as well (csrc/)."""
+"""The operators. Each has a plain PyTorch reference (reference.py: read it first); some are also compiled (csrc/)."""
 
 from pyramid.ops._library import backend, build_info, current_backend
 from pyramid.ops.bit_quantize import BitQuantized, bit_quantize

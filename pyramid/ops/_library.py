@@ -1,7 +1,7 @@
 """Finds and opens the extension, and decides who computes: the compiled ops or their references.
 
-`pyramid._C` holds the CPU ops, `pyramid._C_cuda` the CUDA ones; the latter is opened only where torch has CUDA. Both are
-opened at the first use of an op, so that `import pyramid` needs neither. Nothing else in the toolkit imports them.
+`pyramid._C` holds the CPU ops, `pyramid._C_cuda` the CUDA ones; the latter is opened only where torch has CUDA. Both
+are opened at the first use of an op, so that `import pyramid` needs neither. Nothing else in the toolkit imports them.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def use_native(tensor: torch.Tensor) -> bool:
 
 
 def build_info() -> dict[str, object]:
-    """What was built: compiler, flags, instruction sets, CUDA architectures, torch built against; `built` says if at all."""
+    """What was built: compiler, flags, instruction sets, CUDA architectures, torch; `built` says whether at all."""
     info: dict[str, object] = {"built": load(), "backend": _backend, "torch_running": torch.__version__}
     if _extension is not None:
         info |= _extension.build_info()

@@ -33,7 +33,7 @@ def bit_quantize(x: Tensor, temperature: float) -> BitQuantized:
             probability sigmoid(4 x_i / temperature), whatever the other bits.
 
     Returns:
-        codes (..., d) in {-1, 1}, dtype of x: 1 where x > 0, else -1 (0 and NaN too); the gradient goes straight through.
+        codes (..., d) in {-1, 1}, dtype of x: 1 where x > 0, else -1 (0 and NaN too); gradient straight through.
         ids (...) int64: bit i (little-endian) is set where x_i > 0.
         entropy (...): of the distribution above over all 2^d codes, in nats: the sum of d binary entropies, exactly.
         commitment (...): mean_i (x_i - code_i)^2, the code taken as constant.
@@ -89,8 +89,36 @@ def _backward(
     return torch.ops.pyramid.bit_quantize_backward.default(x, ctx.temperature, *grads), None
 
 
+def _setup_context_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, ctx.temperature, *grads = inputs
+    ctx.save_for_backward(x, *grads)
+
+
+def _backward_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradient of grad_x by x and by the incoming gradients: plain PyTorch, so it goes on to any order."""
+    x, grad_codes, grad_entropy, grad_commitment = ctx.saved_tensors
+    dtype, scale = _compute_dtype(x), 4 / ctx.temperature
+    wide, up = x.to(dtype), grad.to(dtype)
+    y, off = wide * scale, wide - torch.where(wide > 0, 1.0, -1.0).to(dtype)
+    p, q = torch.sigmoid(y), torch.sigmoid(-y)
+    by_x = torch.zeros_like(wide)
+    by_codes = by_entropy = by_commitment = None
+    if grad_codes is not None:
+        by_codes = grad
+    if grad_entropy is not None:
+        by_x = by_x - grad_entropy.unsqueeze(-1) * scale**2 * p * q * (1 + y * (q - p)) * up
+        by_entropy = -(scale * y * p * q * up).sum(-1)
+    if grad_commitment is not None:
+        by_x = by_x + grad_commitment.unsqueeze(-1) * 2 / x.shape[-1] * up
+        by_commitment = (2 / x.shape[-1] * off * up).sum(-1)
+    return by_x.to(x.dtype), None, by_codes, by_entropy, by_commitment
+
+
 @_library.on_load
 def _register() -> None:
     torch.library.register_fake("pyramid::bit_quantize", _fake)
     torch.library.register_fake("pyramid::bit_quantize_backward", _fake_backward)
     torch.library.register_autograd("pyramid::bit_quantize", _backward, setup_context=_setup_context)
+    torch.library.register_autograd(
+        "pyramid::bit_quantize_backward", _backward_backward, setup_context=_setup_context_backward
+    )

@@ -28,7 +28,7 @@ def nearest_code(z: Tensor, codebook: Tensor) -> NearestCode:
     codes at an equal distance go to the lowest id. So the id doesn't depend on the device, the number of threads or the
     other rows. (float64 rounding remains: two codes whose distances differ by less than about 1e-15 of themselves
     count as equal.) Differences are taken before squares, so nothing cancels however far the vectors are from zero. The
-    N x K matrix is never formed. NaN distances lose; a row that has no finite distance gets the lowest id.
+    N x K matrix is never formed. NaN and infinite distances lose; a row that has no other gets id 0.
 
     Args:
         z: (..., D) float32, float64, bfloat16 or float16. Arithmetic is in float32 or better whatever the dtype.

@@ -82,8 +82,8 @@ def bit_quantize_backward(
         grad_x = grad_x + grad_codes
     if grad_entropy is not None:
         y = wide * (4 / temperature)
-        slope = -y * torch.sigmoid(y) * torch.sigmoid(-y)
-        slope = torch.where(y.isinf(), 0.0, slope)
+        limit = _greatest_logit(y)
+        slope = -y.clamp(-limit, limit) * torch.sigmoid(y) * torch.sigmoid(-y)
         grad_x = grad_x + grad_entropy.unsqueeze(-1) * slope * (4 / temperature)
     if grad_commitment is not None:
         sign = torch.where(wide > 0, 1.0, -1.0).to(wide.dtype)
@@ -93,9 +93,13 @@ def bit_quantize_backward(
 
 def binary_entropy(logit: Tensor) -> Tensor:
     """Entropy in nats of a bit with this logit; any shape. Neither it nor its gradient overflows."""
-    limit = 700.0 if logit.dtype == torch.float64 else 87.0
-    a = logit.abs().clamp(max=limit)
+    a = logit.abs().clamp(max=_greatest_logit(logit))
     return torch.log1p(torch.exp(-a)) + a * torch.sigmoid(-a)
+
+
+def _greatest_logit(logit: Tensor) -> float:
+    """Where exp(-a) is 0 for all purposes: cutting there, infinity times zero doesn't arise."""
+    return 700.0 if logit.dtype == torch.float64 else 87.0
 
 
 def code_logsumexp(z: Tensor, codebook: Tensor, tau: float) -> Tensor:
@@ -167,8 +171,9 @@ def joint_bit_entropy(
 
 def _half_probabilities(logit: Tensor) -> Tensor:
     """(N, m) -> (N, 2^m): the probability of each pattern of these bits, little-endian."""
-    table = torch.ones_like(logit[:, :1]) if logit.shape[1] else logit.new_ones(logit.shape[0], 1)
-    for bit in logit.split(1, dim=1):
+    table = logit.new_ones(logit.shape[0], 1)
+    for i in range(logit.shape[1]):
+        bit = logit[:, i : i + 1]
         table = torch.cat([table * torch.sigmoid(-bit), table * torch.sigmoid(bit)], dim=1)
     return table
 
@@ -212,8 +217,8 @@ def _check_attention(q: Tensor, k: Tensor, v: Tensor, intervals: Tensor) -> None
         and q.shape[1] % k.shape[1] == 0
     ):
         raise ValueError(
-            "interval_attention: expected q (B, H, S, D), k (B, Hkv, Skv, D), v (B, Hkv, Skv, Dv), H a multiple of Hkv, "
-            f"got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
+            "interval_attention: expected q (B, H, S, D), k (B, Hkv, Skv, D), v (B, Hkv, Skv, Dv), "
+            f"H a multiple of Hkv, got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
         )
     if intervals.ndim != 3 or intervals.shape[0] not in (1, q.shape[0]) or intervals.shape[1:] != (q.shape[2], 4):
         raise ValueError(
@@ -256,11 +261,11 @@ def level_resample(x: Tensor, size: Grid) -> Tensor:
         raise ValueError(f"level_resample: expected x (B, C, t, h, w) without an empty axis, got {tuple(x.shape)}")
     if len(size) != 3 or min(size) < 1:
         raise ValueError(f"level_resample: expected size (t, h, w), each at least 1, got {tuple(size)}")
-    small = tuple(min(new, old) for new, old in zip(size, x.shape[2:]))
+    small = tuple(min(new, old) for new, old in zip(size, x.shape[2:], strict=True))
     out = x
     if small != tuple(x.shape[2:]):
         out = F.adaptive_avg_pool3d(x.to(_compute_dtype(x)), small).to(x.dtype)
-    for axis, new in zip((2, 3, 4), size):
+    for axis, new in zip((2, 3, 4), size, strict=True):
         if (old := out.shape[axis]) != new:
             out = out.index_select(axis, torch.arange(new, device=x.device) * old // new)
     return out
@@ -282,7 +287,7 @@ def pyramid_sum(codes: Sequence[Tensor], grids: Sequence[Grid], k: int) -> Tenso
     """
     if not 1 <= k <= min(len(codes), len(grids)):
         raise ValueError(f"pyramid_sum: expected 1 <= k <= {min(len(codes), len(grids))} levels, got k = {k}")
-    for level, (code, grid) in enumerate(zip(codes[:k], grids)):
+    for level, (code, grid) in enumerate(zip(codes[:k], grids[:k], strict=True)):
         if code.ndim != 5 or tuple(code.shape[2:]) != tuple(grid) or code.shape[:2] != codes[0].shape[:2]:
             raise ValueError(
                 f"pyramid_sum: expected level {level} to be (B, C, {', '.join(map(str, grid))}) "

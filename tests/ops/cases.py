@@ -33,7 +33,7 @@ class Op:
     name: str  # in torch.ops.pyramid
     native: Callable[..., Any]
     reference: Callable[..., Any]
-    samples: Sequence[Sample]
+    samples: Sequence[Sample]  # the first two are small: gradcheck takes them
     empty: Sample
     errors: Sequence[tuple[str, type[Exception], str, Callable[[torch.device], Any]]]
     integers: tuple[int, ...] = ()  # outputs that are integers
@@ -111,7 +111,7 @@ NEAREST_CODE = Op(
         ("raw: width", RuntimeError, r"nearest_code: z must be .*got \(2, 3\) and \(4, 5\)",
          lambda device: nearest_code_native(torch.zeros(2, 3, device=device), torch.zeros(4, 5, device=device))),
         ("raw: dtype", RuntimeError, "nearest_code: z and codebook must have one dtype, got Float and Double",
-         lambda device: nearest_code_native(torch.zeros(2, 3, device=device), torch.zeros(4, 3, device=device).double())),
+         lambda device: nearest_code_native(torch.zeros(2, 3).to(device), torch.zeros(4, 3).double().to(device))),
         ("raw: integers", RuntimeError, "nearest_code: z must be float32.*got Long",
          lambda device: nearest_code_native(torch.zeros(2, 3).long().to(device), torch.zeros(4, 3).long().to(device))),
     ],
@@ -196,6 +196,7 @@ BIT_QUANTIZE_BACKWARD = Op(
     reference=reference.bit_quantize_backward,
     samples=[
         Sample("one", with_grads(bits((), 1, 1.0))),
+        Sample("small", with_grads(bits((2, 3), 5, 0.7))),
         Sample("18 bits", with_grads(bits((257,), 18, 1.0))),
         Sample("62 bits", with_grads(bits((35,), 62, 4.0))),
         Sample("saturated", with_grads(bits((40,), 11, 0.01, scale=100.0))),
@@ -205,6 +206,8 @@ BIT_QUANTIZE_BACKWARD = Op(
         Sample("commitment only", with_grads(bits((3, 4), 5, 1.0), codes=False, entropy=False)),
     ],
     empty=Sample("no rows", with_grads(bits((0, 4), 6, 1.0))),
+    differentiable=(0,),
+    gradcheck=bit_quantize_backward_native,
     errors=[
         ("shape", RuntimeError, r"grad_entropy does not fit x \(2, 3\), got \(3,\)",
          lambda device: bit_quantize_backward_native(

@@ -39,7 +39,7 @@ def test_every_op_has_cpu_cuda_and_a_reference(op):
     for device, suffix in (("CPU", ""), ("CUDA", "_cuda")):
         stem = op.name.removesuffix("_backward")
         text = (CSRC / "ops" / f"{stem}{suffix}.cpp").read_text(encoding="utf8")
-        assert f'STABLE_TORCH_LIBRARY_IMPL(pyramid, {device}, m)' in text and f'm.impl("{op.name}"' in text
+        assert f"STABLE_TORCH_LIBRARY_IMPL(pyramid, {device}, m)" in text and f'm.impl("{op.name}"' in text
         assert (CSRC / "kernels" / f"{stem}{'_cuda.cu' if suffix else '_cpu.cpp'}").is_file()
 
 
@@ -53,7 +53,8 @@ def includes(path: Path) -> list[str]:
 
 def test_kernels_know_nothing_of_torch():
     torch_headers = re.compile(r"torch/|ATen/|c10/|pybind11/|Python\.h")
-    assert [(p.name, name) for p in sources(CSRC / "kernels") for name in includes(p) if torch_headers.match(name)] == []
+    files = sources(CSRC / "kernels")
+    assert [(path.name, name) for path in files for name in includes(path) if torch_headers.match(name)] == []
 
 
 def test_only_stable_headers_of_torch():

@@ -1,0 +1,230 @@
+"""The ops that are plain PyTorch so far, against definitions that are slower and plainer still."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.multiprocessing
+
+from pyramid import ops
+
+# -- code_logsumexp ----------------------------------------------------------------------------------------------------
+
+
+def test_code_logsumexp_is_its_definition():
+    z = torch.randn(3, 4, 7, dtype=torch.float64, requires_grad=True)
+    codebook = torch.randn(29, 7, dtype=torch.float64, requires_grad=True)
+    expected = torch.logsumexp(-(z[..., None, :] - codebook).square().sum(-1) / 0.3, -1)
+    torch.testing.assert_close(ops.code_logsumexp(z, codebook, 0.3), expected)
+    assert torch.autograd.gradcheck(lambda z, c: ops.code_logsumexp(z, c, 0.3), (z, codebook))
+
+
+def test_code_logsumexp_far_from_zero():
+    z, codebook = torch.randn(5, 7) + 500, torch.randn(29, 7) + 500
+    expected = torch.logsumexp(-(z.double()[:, None] - codebook.double()).square().sum(-1), -1)
+    torch.testing.assert_close(ops.code_logsumexp(z, codebook, 1.0).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_code_logsumexp_errors():
+    with pytest.raises(ValueError, match=r"expected z .* got \(2, 3\) and \(4, 5\)"):
+        ops.code_logsumexp(torch.zeros(2, 3), torch.zeros(4, 5), 1.0)
+    with pytest.raises(ValueError, match="tau > 0, got 0"):
+        ops.code_logsumexp(torch.zeros(2, 3), torch.zeros(4, 3), 0)
+
+
+# -- joint_bit_entropy -------------------------------------------------------------------------------------------------
+
+
+def joint_by_listing(x: torch.Tensor, temperature: float) -> torch.Tensor:
+    d = x.shape[1]
+    codes = ((torch.arange(2**d)[:, None] >> torch.arange(d)) & 1).to(x.dtype) * 2 - 1
+    mean = torch.softmax(2 * x @ codes.T / temperature, -1).mean(0)
+    return -(mean * mean.log()).sum()
+
+
+@pytest.mark.parametrize("num_bits", [1, 2, 5, 8])
+def test_joint_bit_entropy_is_that_of_the_mean_over_all_codes(num_bits):
+    x = torch.randn(13, num_bits, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(ops.joint_bit_entropy(x, 1.3), joint_by_listing(x, 1.3))
+    assert torch.autograd.gradcheck(lambda x: ops.joint_bit_entropy(x, 1.3), (x,))
+
+
+def test_joint_bit_entropy_of_one_row_is_its_own_entropy():
+    x = torch.randn(1, 9, dtype=torch.float64)
+    torch.testing.assert_close(ops.joint_bit_entropy(x, 0.8), ops.bit_quantize(x, 0.8).entropy[0])
+
+
+def test_joint_bit_entropy_of_saturated_bits():
+    """Two opposite corners: log 2, and a gradient that is a number."""
+    x = torch.full((2, 10), 100.0)
+    x[1] = -100
+    x.requires_grad_()
+    entropy = ops.joint_bit_entropy(x, 0.01)
+    entropy.backward()
+    assert entropy.item() == pytest.approx(math.log(2)) and x.grad.isfinite().all()
+
+
+def test_joint_bit_entropy_ignores_autocast():
+    x = torch.randn(64, 10)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(ops.joint_bit_entropy(x, 1.0), ops.joint_bit_entropy(x.clone(), 1.0))
+        inside = ops.joint_bit_entropy(x, 1.0)
+    assert torch.equal(inside, ops.joint_bit_entropy(x, 1.0))
+
+
+def test_joint_bit_entropy_errors():
+    with pytest.raises(ValueError, match=r"1 <= d <= 28, got \(2, 40\)"):
+        ops.joint_bit_entropy(torch.zeros(2, 40), 1.0)
+    with pytest.raises(ValueError, match="at least one row"):
+        ops.joint_bit_entropy(torch.zeros(0, 4), 1.0)
+
+
+def _rank(rank: int, port: str, x: torch.Tensor, queue) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{port}", rank=rank, world_size=2)
+    mine = (x[:3] if rank == 0 else x[3:]).clone().requires_grad_()
+    entropy = ops.joint_bit_entropy(mine, 1.0, torch.distributed.group.WORLD)
+    entropy.backward()
+    queue.put((rank, entropy.item(), mine.grad.tolist()))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def test_joint_bit_entropy_over_two_ranks_is_that_of_one(tmp_path):
+    x = torch.randn(8, 6, dtype=torch.float64, requires_grad=True)
+    whole = ops.joint_bit_entropy(x, 1.0)
+    whole.backward()
+    context = torch.multiprocessing.get_context("fork")
+    queue = context.Queue()
+    args = (str(tmp_path / "store"), x.detach(), queue)
+    ranks = [context.Process(target=_rank, args=(rank, *args)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    results = sorted(queue.get(timeout=60) for _ in ranks)
+    for process in ranks:
+        process.join(timeout=60)
+    assert [entropy for _, entropy, _ in results] == pytest.approx([whole.item()] * 2, rel=1e-12)
+    # DDP averages gradients over ranks: the sum of what each rank has, over 2, is that of one process.
+    both = torch.tensor([*results[0][2], *results[1][2]], dtype=torch.float64)
+    torch.testing.assert_close(both / 2, x.grad)
+
+
+# -- interval_attention ------------------------------------------------------------------------------------------------
+
+
+def attention_by_loops(q, k, v, intervals, scale):
+    out = torch.zeros(*q.shape[:3], v.shape[3], dtype=q.dtype)
+    for batch in range(q.shape[0]):
+        for head in range(q.shape[1]):
+            group = head // (q.shape[1] // k.shape[1])
+            for query in range(q.shape[2]):
+                a, b, c, d = intervals[min(batch, intervals.shape[0] - 1), query].tolist()
+                keys = sorted({*range(a, b), *range(c, d)})
+                if keys:
+                    weight = torch.softmax(k[batch, group, keys] @ q[batch, head, query] * scale, 0)
+                    out[batch, head, query] = weight @ v[batch, group, keys]
+    return out
+
+
+def attention_inputs(dtype=torch.float64, batches=2):
+    q = torch.randn(2, 4, 5, 6, dtype=dtype, requires_grad=True)
+    k = torch.randn(2, 2, 9, 6, dtype=dtype, requires_grad=True)
+    v = torch.randn(2, 2, 9, 3, dtype=dtype, requires_grad=True)
+    ends = torch.randint(0, 10, (batches, 5, 2, 2)).sort(-1).values
+    return q, k, v, ends.flatten(2)
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_interval_attention_is_its_definition(batches):
+    q, k, v, intervals = attention_inputs(batches=batches)
+    out = ops.interval_attention(q, k, v, intervals, scale=0.7)
+    torch.testing.assert_close(out, attention_by_loops(q, k, v, intervals, 0.7))
+    assert torch.autograd.gradcheck(lambda *a: ops.interval_attention(*a, intervals), (q, k, v))
+
+
+def test_interval_attention_covers_causal():
+    q, k, v = (torch.randn(1, 2, 7, 4) for _ in range(3))
+    row = torch.arange(7)
+    intervals = torch.stack([row * 0, row + 1, row * 0, row * 0], -1)[None]
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    torch.testing.assert_close(ops.interval_attention(q, k, v, intervals), expected)
+
+
+def test_interval_attention_that_sees_nothing_gives_zeros():
+    q, k, v, intervals = attention_inputs()
+    intervals = intervals.clone()
+    intervals[0, 2] = torch.tensor([4, 4, 0, 0])
+    out = ops.interval_attention(q, k, v, intervals)
+    assert not out[0, :, 2].any()
+    out.sum().backward()
+    assert not q.grad[0, :, 2].any() and k.grad.isfinite().all() and v.grad.isfinite().all()
+    assert ops.interval_attention(q, k[:, :, :0], v[:, :, :0], intervals * 0).shape == (2, 4, 5, 3)
+
+
+@pytest.mark.parametrize("bad", [[3, 2, 0, 0], [0, 10, 0, 0], [0, 1, -1, 2], [0, 1, 5, 4]])
+def test_interval_attention_names_the_bad_interval(bad):
+    q, k, v, intervals = attention_inputs()
+    intervals = intervals.clone()
+    intervals[1, 3] = torch.tensor(bad)
+    with pytest.raises(ValueError, match=r"0 <= a <= b <= 9 .* got \[.*\] for query 3 of batch 1"):
+        ops.interval_attention(q, k, v, intervals)
+
+
+def test_interval_attention_errors():
+    q, k, v, intervals = attention_inputs()
+    with pytest.raises(ValueError, match="H a multiple of Hkv"):
+        ops.interval_attention(q[:, :3], k, v, intervals)
+    with pytest.raises(ValueError, match=r"\(2 or 1, 5, 4\), got \(2, 4, 4\)"):
+        ops.interval_attention(q, k, v, intervals[:, :4])
+    with pytest.raises(TypeError, match="integers, got torch.float32"):
+        ops.interval_attention(q, k, v, intervals.float())
+
+
+# -- level_resample and pyramid_sum ------------------------------------------------------------------------------------
+
+
+def resample_by_loops(x, size):
+    out = torch.zeros(*x.shape[:2], *size, dtype=x.dtype)
+    for cell in torch.cartesian_prod(*map(torch.arange, size)).tolist():
+        window = [slice(None), slice(None)]
+        for i, new, old in zip(cell, size, x.shape[2:], strict=True):
+            if new >= old:
+                window.append(slice(i * old // new, i * old // new + 1))
+            else:
+                window.append(slice(i * old // new, -(-(i + 1) * old // new)))
+        out[(slice(None), slice(None), *cell)] = x[tuple(window)].mean((2, 3, 4))
+    return out
+
+
+@pytest.mark.parametrize("size", [(1, 1, 1), (2, 3, 4), (4, 6, 5), (3, 2, 9), (8, 12, 10), (7, 5, 3)])
+def test_level_resample_is_its_definition(size):
+    x = torch.randn(2, 3, 4, 6, 5, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(ops.level_resample(x, size), resample_by_loops(x, size))
+    assert torch.autograd.gradcheck(lambda x: ops.level_resample(x, size), (x,), fast_mode=True)
+
+
+def test_level_resample_up_then_down_is_the_identity():
+    x = torch.randn(1, 2, 2, 3, 4).bfloat16()
+    assert torch.equal(ops.level_resample(ops.level_resample(x, (4, 6, 8)), (2, 3, 4)), x)
+
+
+def test_pyramid_sum_of_a_prefix():
+    grids = [(1, 1, 1), (2, 2, 3), (4, 4, 6)]
+    codes = [torch.randn(2, 5, *grid) for grid in grids]
+    for k in (1, 2, 3):
+        expected = sum(ops.level_resample(code, grids[-1]) for code in codes[:k])
+        torch.testing.assert_close(ops.pyramid_sum(codes, grids, k), expected)
+    assert torch.equal(ops.pyramid_sum(codes[:2], grids, 2), ops.pyramid_sum(codes, grids, 2))
+
+
+def test_level_errors():
+    with pytest.raises(ValueError, match=r"expected x \(B, C, t, h, w\).*got \(2, 3\)"):
+        ops.level_resample(torch.zeros(2, 3), (1, 1, 1))
+    with pytest.raises(ValueError, match=r"each at least 1, got \(1, 0, 1\)"):
+        ops.level_resample(torch.zeros(2, 3, 1, 1, 1), (1, 0, 1))
+    with pytest.raises(ValueError, match="1 <= k <= 1 levels, got k = 2"):
+        ops.pyramid_sum([torch.zeros(1, 1, 1, 1, 1)], [(1, 1, 1), (2, 2, 2)], 2)
+    with pytest.raises(ValueError, match=r"level 0 to be \(B, C, 1, 2, 2\) .*got \(1, 1, 1, 1, 1\)"):
+        ops.pyramid_sum([torch.zeros(1, 1, 1, 1, 1)], [(1, 2, 2)], 1)
