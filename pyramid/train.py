@@ -223,7 +223,7 @@ def train_tokenizer(
     (out / "train_config.yaml").write_text(to_yaml(config), encoding="utf8")
     trainer = make_trainer(run, out, callbacks)
     started = time.monotonic()
-    trainer.fit(module, data, ckpt_path=str(last) if resume else None, weights_only=False if resume else None)
+    trainer.fit(module, data, ckpt_path=str(last) if resume else None, weights_only=True)
     if trainer.is_global_zero:
         module.tokenizer.eval().save_pretrained(out)
         (out / "seconds.txt").write_text(f"{time.monotonic() - started:.1f}\n", encoding="utf8")
@@ -232,6 +232,9 @@ def train_tokenizer(
 
 def make_trainer(run: RunConfig, out: Path, callbacks: Sequence[Callback]) -> lightning.Trainer:
     """The Lightning trainer of both kinds of run: EMA, a checkpoint of the last state, a CSV log, no bar of its own."""
+    log = out / "metrics.csv"
+    if log.exists():  # of a run that is resumed or overwritten: Lightning would delete it
+        log.replace(out / f"metrics.{len(list(out.glob('metrics.*.csv'))) + 1}.csv")
     checkpoint = ModelCheckpoint(
         dirpath=out / "checkpoints", filename="last", every_n_train_steps=run.checkpoint_every, enable_version_counter=False
     )

@@ -1,0 +1,189 @@
+"""Training a language model over pyramids: `train_lm(config, out)` learns both directions at once.
+
+Every step writes the pyramids of a batch from their text (a random share of each block hidden, the text dropped now and
+then for guidance) and reads the captions from their coarse levels. The video tokenizer is frozen; clips are tokenized as
+they come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from lm.model import LMConfig, PyramidLM, make_backbone
+from lm.vocabulary import train_text_tokenizer
+from pyramid.config import to_yaml
+from pyramid.data.datamodule import ClipData
+from pyramid.data.sources import DataConfig, make_datasets
+from pyramid.optim import MuonAdamW
+from pyramid.schedule import RunConfig, Schedule
+from pyramid.tokenizer import PyramidTokenizer
+from pyramid.train import make_trainer
+
+# A block of n tokens weighs n^_BLOCK_POWER: one word counts for less than a level of bits, but for more than one bit code.
+_BLOCK_POWER = 0.5
+
+
+@dataclass(frozen=True)
+class LMLossConfig:
+    """`caption`: weight of reading against writing; `drop_text`: share of clips written without their text;
+    `paraphrase`: share of prompts in other words, where the data has them; `all_levels`: share of steps that write at
+    full detail, the others stop at a random level; `caption_default`: share of steps that read at `caption_detail`."""
+
+    caption: float = 0.5
+    drop_text: float = 0.1
+    paraphrase: float = 0.5
+    all_levels: float = 0.8
+    caption_default: float = 0.8
+
+
+@dataclass(frozen=True)
+class TrainLMConfig:
+    """The whole of a language-model run. `tokenizer`: folder or hub id of the video tokenizer; `initialize`: a folder
+    of a PyramidLM to start from."""
+
+    tokenizer: str = ""
+    model: LMConfig = field(default_factory=LMConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LMLossConfig = field(default_factory=LMLossConfig)
+    run: RunConfig = field(default_factory=lambda: RunConfig(learning_rate=2e-3, batch_size=16))
+    initialize: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.tokenizer:
+            raise ValueError("tokenizer: expected the folder of a trained tokenizer, got none")
+
+
+class LMTraining(lightning.LightningModule):
+    """Batches are those of `ClipData`: `video`, `caption`, and `paraphrase` where the data has it."""
+
+    def __init__(self, config: TrainLMConfig, lm: PyramidLM) -> None:
+        super().__init__()
+        self.config, self.lm = config, lm
+        self.schedule = Schedule(config.run)
+
+    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+        loss, lm = self.config.loss, self.lm
+        tokens = self._tokens(batch["video"])
+        detail = lm.num_levels if torch.rand(()) < loss.all_levels else int(torch.randint(1, lm.num_levels + 1, ()))
+        levels = lm.generation_loss(tokens.truncate(detail), self._prompts(batch), detail)
+        total = self._mean(levels, tokens)
+        self.log_dict({f"train/level{k + 1}": value.detach() for k, value in levels.items()}, batch_size=len(tokens.ids))
+        told = [row for row, caption in enumerate(batch["caption"]) if caption]
+        if told:
+            reading = lm.config.caption_detail
+            if torch.rand(()) >= loss.caption_default:
+                reading = int(torch.randint(1, lm.num_levels + 1, ()))
+            rows = torch.tensor(told, device=self.device)
+            sentences = [lm.text_ids(batch["caption"][row]) for row in told]
+            caption = lm.caption_loss(tokens.truncate(reading)[rows], sentences, reading)
+            self.log("train/caption", caption.detach())
+            total = total + loss.caption * caption
+        self.log("train/loss", total.detach())
+        return total
+
+    def validation_step(self, batch: dict, batch_idx: int) -> None:
+        lm = self.lm
+        tokens = self._tokens(batch["video"])
+        generator = torch.Generator().manual_seed(batch_idx)
+        sentences = [lm.text_ids(caption) for caption in batch["caption"]]
+        for k, value in lm.generation_loss(tokens, sentences, lm.num_levels, generator).items():
+            self.log(f"val/level{k + 1}", value, batch_size=len(sentences))
+        written = lm.caption(tokens)
+        right = [a == b for a, b in zip(written, batch["caption"], strict=True) if b]
+        if right:
+            self.log("val/caption_exact", sum(right) / len(right), batch_size=len(right))
+
+    def _tokens(self, video: Tensor):
+        with torch.autocast(self.device.type, enabled=False):  # ids are made in fp32, always
+            return self.lm.tokenizer.encode(video).to(self.device)
+
+    def _prompts(self, batch: dict) -> list[list[int]]:
+        others = batch.get("paraphrase", batch["caption"])
+        draws = torch.rand(len(others), 2).tolist()
+        prompts = []
+        for caption, other, (drop, other_words) in zip(batch["caption"], others, draws, strict=True):
+            text = "" if drop < self.config.loss.drop_text else other if other_words < self.config.loss.paraphrase else caption
+            prompts.append(self.lm.text_ids(text))
+        return prompts
+
+    def _mean(self, levels: dict[int, Tensor], tokens) -> Tensor:
+        weights = {k: tokens.pyramids[-1].counts[k] ** _BLOCK_POWER for k in levels}
+        return sum(weights[k] * value for k, value in levels.items()) / sum(weights.values())
+
+    # The same plumbing as the tokenizer's training.
+    def configure_optimizers(self):
+        run = self.config.run
+        inside = (self.lm.backbone.base_model,)
+        optimizer = MuonAdamW(self, inside, lr=run.learning_rate, weight_decay=run.weight_decay)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule.factor(self, step))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def transfer_batch_to_device(self, batch: dict, device: torch.device, dataloader_idx: int) -> dict:
+        self.lm.tokenizer.to(device)
+        return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+
+    def on_fit_start(self) -> None:
+        self.schedule.start()
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["seconds"] = self.schedule.seconds
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self.schedule.resume(checkpoint["seconds"])
+
+
+def make_lm(config: TrainLMConfig, captions: Sequence[str]) -> PyramidLM:
+    """The untrained model of a config; without a pretrained backbone its text tokenizer is learned from `captions`."""
+    tokenizer = PyramidTokenizer.from_pretrained(config.tokenizer)
+    if config.initialize:
+        return PyramidLM.from_pretrained(config.initialize, tokenizer=tokenizer).train()
+    if config.model.backbone:
+        text = AutoTokenizer.from_pretrained(config.model.backbone)
+    else:
+        text = train_text_tokenizer(captions, config.model.text_size)
+    return PyramidLM(config.model, tokenizer, text, make_backbone(config.model, len(text)))
+
+
+def train_lm(
+    config: TrainLMConfig, out: str | Path, *, callbacks: Sequence[Callback] = (), resume: bool = False
+) -> Path:
+    """Train, and write to `out`: the model folder (see `PyramidLM.save_pretrained`), train_config.yaml, metrics.csv and
+    checkpoints/last.ckpt (for resuming only). Returns `out`.
+
+    Raises FileNotFoundError for a missing tokenizer, or to resume where nothing was saved.
+    """
+    out = Path(out)
+    last = out / "checkpoints" / "last.ckpt"
+    if resume and not last.is_file():
+        raise FileNotFoundError(f"train lm: to resume, expected a checkpoint, found no file {last}")
+    lightning.seed_everything(config.run.seed, verbose=False)
+    video = PyramidTokenizer.from_pretrained(config.tokenizer).config
+    train, val = make_datasets(config.data, video.num_frames, video.size, video.fps)
+    lm = make_lm(config, _captions(train))
+    data = ClipData(
+        train, val, batch_size=config.run.batch_size, num_workers=config.run.num_workers, seed=config.run.seed
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "train_config.yaml").write_text(to_yaml(config), encoding="utf8")
+    trainer = make_trainer(config.run, out, callbacks)
+    module = LMTraining(config, lm)
+    trainer.fit(module, data, ckpt_path=str(last) if resume else None, weights_only=True)
+    if trainer.is_global_zero:
+        lm.eval().save_pretrained(out, tokenizer=str(config.tokenizer))
+    return out
+
+
+def _captions(dataset) -> list[str]:
+    """Sentences to learn a text tokenizer from: those of the metadata, or of a sample of a procedural world."""
+    if hasattr(dataset, "clips"):
+        return [clip.caption for clip in dataset.clips if clip.caption]
+    items = dataset.__getitems__(list(range(min(len(dataset), 2048))))
+    return [item[name] for item in items for name in ("caption", "paraphrase")]

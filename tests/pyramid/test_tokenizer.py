@@ -1,0 +1,187 @@
+"""Invariants 1 to 4 of the design, on a small random tokenizer: they hold for any weights."""
+
+import json
+
+import pytest
+import torch
+
+from pyramid.quantize import LevelConfig
+from pyramid.tokenizer import PyramidTokenizer, TokenizerConfig
+from pyramid.tokens import concatenate_chunks
+
+SMALL = TokenizerConfig(
+    height=16,
+    width=16,
+    channels=(8, 16),
+    depths=(1, 1),
+    dim=24,
+    depth=2,
+    latent_dim=16,
+    levels=(
+        LevelConfig("words", 1, 1, 1),
+        LevelConfig("vq", 1, 2, 2, codebook_size=32, code_dim=4),
+        LevelConfig("fsq", 1, 4, 4),
+        LevelConfig("bits", 2, 4, 4, bits=8),
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    torch.manual_seed(0)
+    tokenizer = PyramidTokenizer(SMALL)
+    for parameter in tokenizer.parameters():  # far from the initial values: nothing is nearly zero by design
+        parameter.data.add_(0.05 * torch.randn_like(parameter))
+    return tokenizer.eval()
+
+
+def clip(frames, height=16, width=16, batch=2, seed=0):
+    return torch.rand(batch, 3, frames, height, width, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def equal(a, b, chunks=None):
+    pairs = list(zip(a.ids, b.ids, strict=True))[:chunks]
+    return all(torch.equal(x, y) for p, q in pairs for x, y in zip(p, q, strict=True))
+
+
+@pytest.mark.parametrize("changed", [1, 8, 9, 16, 20, 24])
+def test_causal(tokenizer, changed):
+    """Changing frame t changes no code and no decoded frame before t's chunk, bit for bit."""
+    video = clip(25)
+    other = video.clone()
+    other[:, :, changed] = -other[:, :, changed]
+    first = tokenizer.encode(video), tokenizer.encode(other)
+    chunk = (changed + 7) // 8  # frame 0 is chunk 0, frames 1-8 chunk 1, ...
+    assert equal(*first, chunks=chunk)
+    assert not equal(*first)
+    start = 1 + 8 * (chunk - 1)
+    decoded = [tokenizer.decode(tokens) for tokens in first]
+    assert torch.equal(decoded[0][:, :, :start], decoded[1][:, :, :start])
+    assert not torch.equal(decoded[0][:, :, start:], decoded[1][:, :, start:])
+
+
+@pytest.mark.parametrize("changed", [4, 8, 12])
+def test_causal_latents(tokenizer, changed):
+    """The networks themselves are causal by latent frame, when training runs a clip at once."""
+    video = clip(13)
+    other = video.clone()
+    other[:, :, changed] = -other[:, :, changed]
+    with torch.no_grad():
+        a, b = tokenizer.encoder(video)[0], tokenizer.encoder(other)[0]
+    frame = (changed + 3) // 4
+    assert torch.equal(a[:, :, :frame], b[:, :, :frame]) and not torch.equal(a[:, :, frame], b[:, :, frame])
+
+
+def test_an_image_is_a_video_of_one_frame(tokenizer):
+    video = clip(9)
+    image, whole = tokenizer.encode(video[:, :, :1]), tokenizer.encode(video)
+    assert all(torch.equal(a, b) for a, b in zip(image.ids[0], whole.ids[0], strict=True))
+    assert torch.equal(tokenizer.decode(image), tokenizer.decode(whole)[:, :, :1])
+
+
+@pytest.mark.parametrize("detail", [1, 2, 3, 4])
+def test_a_prefix_is_a_pyramid(tokenizer, detail):
+    video = clip(12)
+    tokens = tokenizer.encode(video)
+    assert equal(tokens.truncate(detail), tokenizer.encode(video, detail))
+    decoded = tokenizer.decode(tokens, detail)
+    assert decoded.shape == video.shape
+    assert torch.equal(decoded, tokenizer.decode(tokens.truncate(detail)))
+
+
+def test_streaming_is_the_whole(tokenizer):
+    video = clip(25)
+    whole = tokenizer.encode(video)
+    parts = list(tokenizer.encode_stream(video.split([1, 8, 8, 8], dim=2)))
+    assert equal(whole, concatenate_chunks(parts))
+    frames = torch.cat(list(tokenizer.decode_stream(parts, detail=3)), dim=2)
+    assert torch.equal(frames, tokenizer.decode(whole, detail=3))
+
+
+def test_two_streams_do_not_meet(tokenizer):
+    """State is a value that the caller holds: streams may take turns on one model."""
+    videos = [clip(17, seed=1), clip(17, seed=2)]
+    states, ids = [None, None], [[], []]
+    for start, stop in ((0, 1), (1, 9), (9, 17)):
+        for stream, video in enumerate(videos):
+            codes, states[stream] = tokenizer.encode_chunk(video[:, :, start:stop], states[stream])
+            ids[stream].append(codes)
+    for stream, video in enumerate(videos):
+        expected = tokenizer.encode(video).ids
+        assert all(torch.equal(a, b) for x, y in zip(ids[stream], expected, strict=True) for a, b in zip(x, y, strict=True))
+
+
+def test_training_pass_agrees_with_inference(tokenizer):
+    video = clip(17)
+    with torch.no_grad():
+        out = tokenizer(video, torch.tensor([4, 4]))
+    tokens = tokenizer.encode(video)
+    same = [(a == b).float().mean().item() for p, q in zip((c.ids for c in out.chunks), tokens.ids, strict=True)
+            for a, b in zip(p, q, strict=True)]
+    assert min(same) > 0.95  # they agree to rounding; a code on a boundary may fall either way
+    if min(same) == 1:
+        torch.testing.assert_close(out.video.clamp(-1, 1), tokenizer.decode(tokens), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 7, 5), (10, 16, 40), (9, 33, 17)])
+def test_any_length_and_size(tokenizer, shape):
+    video = clip(*shape)
+    tokens = tokenizer.encode(video)
+    assert tokenizer.decode(tokens).shape == video.shape
+    assert tokens.pyramids == tuple(tokenizer.pyramids(*shape))
+
+
+@pytest.mark.parametrize(
+    "video, message",
+    [
+        (torch.zeros(3, 9, 16, 16), r"must be \(B, 3, T, H, W\), got \(3, 9, 16, 16\)"),
+        (torch.zeros(1, 4, 9, 16, 16), r"got \(1, 4, 9, 16, 16\)"),
+        (torch.zeros(1, 3, 1, 16, 16, dtype=torch.uint8), r"float in \[-1, 1\], got torch.uint8"),
+        (torch.full((1, 3, 1, 16, 16), 255.0), r"lie in \[-1, 1\], got values from 255"),
+        (torch.full((1, 3, 1, 16, 16), float("nan")), "lie in"),
+    ],
+)
+def test_bad_video_is_refused(tokenizer, video, message):
+    with pytest.raises(ValueError, match=message):
+        tokenizer.encode(video)
+
+
+def test_bad_detail_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="detail must be from 1 to 4, got 5"):
+        tokenizer.encode(clip(1), detail=5)
+    with pytest.raises(ValueError, match="detail must be from 1 to 2, got 3"):
+        tokenizer.decode(tokenizer.encode(clip(1), detail=2), detail=3)
+
+
+def test_words_are_read_from_the_word_levels(tokenizer):
+    words = tokenizer.words(tokenizer.encode(clip(9)))
+    assert len(words) == 2 and len(words[0]) == 2 and len(words[0][0]) == 1
+    assert words[0][0][0][0] in tokenizer.table.words
+
+
+def test_folder_round_trip(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    again = PyramidTokenizer.from_pretrained(tmp_path)
+    assert again.config == tokenizer.config
+    assert equal(tokenizer.encode(clip(9)), again.encode(clip(9)))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors", "words.safetensors"]
+
+
+def test_folders_that_do_not_fit_are_refused(tokenizer, tmp_path):
+    with pytest.raises(FileNotFoundError, match="expected a folder with config.json"):
+        PyramidTokenizer.from_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"word_table_hash": "0" * 16}))
+    with pytest.raises(ValueError, match="words.safetensors has hash"):
+        PyramidTokenizer.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"format_version": 99}))
+    with pytest.raises(ValueError, match="expected a pyramid.tokenizer, version 1"):
+        PyramidTokenizer.from_pretrained(tmp_path)
+
+
+def test_configs_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="channels and depths"):
+        TokenizerConfig(channels=(8,), depths=(1, 1))
+    with pytest.raises(ValueError, match="multiple of time_stride 4, got 6"):
+        TokenizerConfig(chunk_frames=6)

@@ -1,0 +1,75 @@
+"""Invariant 6: words round-trip as text, exactly."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pyramid.words import WordTable
+
+
+@pytest.fixture(scope="module")
+def table():
+    return WordTable.load()
+
+
+def test_every_word_round_trips_as_text(table):
+    ids = list(range(len(table)))
+    text = table.ids_to_text(ids)
+    assert table.text_to_ids(text) == ids
+    assert all(word and word == word.lower() and not any(c.isspace() for c in word) for word in table.words)
+
+
+def test_unknown_words_are_named(table):
+    with pytest.raises(ValueError, match="expected words of the table, got 'qwertz'"):
+        table.text_to_ids("red qwertz")
+
+
+def test_embeddings_are_centred_and_distinct(table):
+    assert table.embeddings.dtype == torch.float32
+    assert table.embeddings.mean(dim=0).abs().max() < 1e-3
+    assert abs(table.embeddings.square().sum(dim=1).mean().item() - 1) < 1e-2
+    assert len(table.embeddings.unique(dim=0)) == len(table)
+
+
+def test_the_shipped_table_is_the_one_that_models_were_trained_on(table):
+    assert table.hash == "81b84719fa9dea76"
+
+
+def test_content_words_of_a_caption(table):
+    ids = table.content_ids("A small red star moves left on a striped background, a star!")
+    assert [table.words[i] for i in ids] == ["small", "red", "star", "left", "striped"]
+    assert table.content_ids("") == [] and table.content_ids("zzyzx") == []
+
+
+def test_save_and_load(table, tmp_path):
+    table.save(tmp_path / "words.safetensors")
+    again = WordTable.load(tmp_path / "words.safetensors")
+    assert again.hash == table.hash and again.words == table.words and again.source == table.source
+    assert torch.equal(again.embeddings, table.embeddings)
+
+
+def test_foreign_files_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="found no file"):
+        WordTable.load(tmp_path / "none")
+    save_file({"x": torch.zeros(1)}, tmp_path / "other")
+    with pytest.raises(ValueError, match="expected pyramid.words version 1"):
+        WordTable.load(tmp_path / "other")
+
+
+def test_a_table_from_a_text_model(tmp_path):
+    """The real path on a small random encoder saved to disk."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    from pyramid.words import build_word_table
+
+    vocabulary = {w: i for i, w in enumerate(["[PAD]", "[UNK]", "red", "##ish", "star", "a", "moves", "Left", "x1"])}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertModel(BertConfig(vocab_size=len(vocabulary), **size)).save_pretrained(tmp_path)
+    table = build_word_table(tmp_path, num_words=10, dim=2, extra=["blue"])
+    assert table.words == ("blue", "red", "star", "moves")  # whole lower-case words only, the extra ones first
+    assert table.embeddings.shape == (4, 2) and table.embeddings.isfinite().all()
