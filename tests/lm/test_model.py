@@ -1,0 +1,198 @@
+"""The language model on a small random tokenizer: cached = uncached, nothing leaks, seeds reproduce, folders round-trip."""
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from lm import layout
+from lm.context import LatentContext
+from lm.model import LMConfig, PyramidLM, make_backbone
+from lm.vocabulary import train_text_tokenizer
+from pyramid.quantize import LevelConfig
+from pyramid.tokenizer import PyramidTokenizer, TokenizerConfig
+
+CAPTIONS = ["a small red star moves left", "a large blue ring bounces", "a green square rests"]
+VIDEO = TokenizerConfig(
+    height=16,
+    width=16,
+    channels=(8, 16),
+    depths=(1, 1),
+    dim=24,
+    depth=1,
+    latent_dim=16,
+    levels=(
+        LevelConfig("words", 1, 1, 1),
+        LevelConfig("words", 1, 2, 2),
+        LevelConfig("fsq", 1, 2, 2),
+        LevelConfig("bits", 2, 4, 4, bits=18),
+    ),
+)
+CONFIG = LMConfig(dim=32, num_layers=2, num_heads=2, mlp=48, text_size=300, max_text=12)
+
+
+@pytest.fixture(scope="module")
+def lm():
+    torch.manual_seed(0)
+    tokenizer = PyramidTokenizer(VIDEO)
+    text = train_text_tokenizer(CAPTIONS, CONFIG.text_size)
+    lm = PyramidLM(CONFIG, tokenizer, text, make_backbone(CONFIG, len(text)))
+    for parameter in lm.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    return lm.eval()
+
+
+@pytest.fixture(scope="module")
+def tokens(lm):
+    return lm.tokenizer.encode(torch.rand(3, 3, 17, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1)
+
+
+def sentences(lm):
+    return [lm.text_ids(caption) for caption in CAPTIONS]
+
+
+def block_logits(lm, tokens, blocks, x_prefix, cached):
+    """Hidden states of the fully hidden copy of each block, given the clean blocks before it."""
+    ids, pads = lm.prefix("generate", lm.num_levels, x_prefix)
+    start = ids.shape[1]
+    context = LatentContext(lm.tokenizer, tokens.batch_size, tokens.height, tokens.width)
+    cache = DynamicCache() if cached else None
+    parts, intervals, out = [lm.embed_ids(ids)], [layout.prefix_intervals(pads, start)], []
+    for block in blocks:
+        codes = tokens.ids[block.chunk][block.level].flatten(1)
+        seen = context.at(block)
+        hidden = torch.ones_like(codes, dtype=torch.bool)
+        own = layout.clean_intervals([block], pads, start)
+        x = torch.cat([*parts, lm.embed_block(block, codes, seen, hidden)], dim=1)
+        places = torch.arange(start + block.stop - x.shape[1], start + block.stop)
+        positions = (places[None] - pads[:, None]).clamp(min=0)
+        out.append(lm.run(x, torch.cat([*intervals, own], dim=1), positions, cache)[:, -block.count :])
+        clean = lm.embed_block(block, codes, seen)
+        if cached:
+            cache.crop(-block.count)
+            parts, intervals = [clean], [own]
+        else:
+            parts, intervals = [*parts, clean], [*intervals, own]
+        context.add(block, codes)
+    return torch.cat(out, dim=1)
+
+
+@torch.no_grad()
+def test_cached_is_uncached(lm, tokens):
+    blocks = layout.blocks_of(tokens.pyramids, lm.num_levels)
+    arguments = (lm, tokens, blocks, sentences(lm))
+    torch.testing.assert_close(block_logits(*arguments, True), block_logits(*arguments, False), atol=2e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_training_sees_what_generation_sees(lm, tokens, monkeypatch):
+    """One training pass over all blocks gives the losses of the block-by-block pass."""
+    monkeypatch.setattr("lm.model._hide", lambda codes, generator: torch.ones_like(codes, dtype=torch.bool))
+    losses = lm.generation_loss(tokens, sentences(lm), lm.num_levels)
+    blocks = layout.blocks_of(tokens.pyramids, lm.num_levels)
+    hidden = block_logits(lm, tokens, blocks, sentences(lm), cached=True)
+    for level, loss in losses.items():
+        expected = [
+            lm.heads[level].nll(hidden[:, b.start : b.stop], tokens.ids[b.chunk][level].flatten(1)).mean()
+            for b in blocks
+            if b.level == level
+        ]
+        torch.testing.assert_close(loss, torch.stack(expected).mean(), atol=2e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_padding_and_neighbours_do_not_matter(lm, tokens):
+    blocks = layout.blocks_of(tokens.pyramids, lm.num_levels)
+    together = block_logits(lm, tokens, blocks, sentences(lm), cached=True)
+    alone = block_logits(lm, tokens[2:], blocks, sentences(lm)[2:], cached=True)
+    torch.testing.assert_close(together[2:], alone, atol=2e-5, rtol=1e-4)
+
+
+def test_hidden_codes_do_not_leak(lm, tokens):
+    """The hidden copy of a block does not depend on the block's own codes."""
+    block = layout.blocks_of(tokens.pyramids, lm.num_levels)[3]
+    codes = tokens.ids[0][3].flatten(1)
+    seen = torch.zeros(3, block.count, 2 * VIDEO.latent_dim)
+    hidden = torch.ones_like(codes, dtype=torch.bool)
+    assert torch.equal(lm.embed_block(block, codes, seen, hidden), lm.embed_block(block, codes * 0, seen, hidden))
+    assert not torch.equal(lm.embed_block(block, codes, seen), lm.embed_block(block, codes * 0, seen))
+
+
+@pytest.mark.parametrize("detail", [1, 2, 3, 4])
+def test_generate_at_every_detail(lm, detail):
+    tokens = lm.generate(CAPTIONS, detail, seed=5, passes=3)
+    assert tokens.num_levels == detail and tokens.batch_size == 3
+    for levels in tokens.ids:
+        for ids, size in zip(levels, lm.vocabulary.codebook_sizes, strict=False):
+            assert 0 <= int(ids.min()) and int(ids.max()) < size
+    assert lm.tokenizer.decode(tokens).shape == (3, 3, 9, 16, 16)
+
+
+def test_a_coarser_generation_is_the_start_of_a_finer_one_in_shape(lm):
+    coarse, fine = lm.generate(CAPTIONS, 2, num_frames=20, size=(24, 16)), lm.tokenizer.pyramids(20, 24, 16)
+    assert coarse.pyramids == tuple(p.prefix(2) for p in fine)
+
+
+def test_a_seed_reproduces_a_clip_in_any_batch(lm):
+    together = lm.generate(CAPTIONS, seed=7)
+    again = lm.generate(CAPTIONS, seed=7)
+    alone = lm.generate(CAPTIONS[1:2], seed=8)  # clip i is drawn with seed + i
+    other = lm.generate(CAPTIONS[1:2], seed=9)
+    assert torch.equal(together.flatten(), again.flatten())
+    assert (together[1:2].flatten() == alone.flatten()).float().mean() > 0.95  # other batch, other rounding
+    assert not torch.equal(alone.flatten(), other.flatten())
+
+
+def test_captions_are_text(lm, tokens):
+    captions = lm.caption(tokens)
+    assert len(captions) == 3 and all(isinstance(caption, str) for caption in captions)
+    video = torch.zeros(1, 3, 9, 16, 16)
+    assert lm.caption(video) == lm.caption(lm.tokenizer.encode(video), detail=CONFIG.caption_detail)
+
+
+def test_losses_have_gradients_everywhere(lm, tokens):
+    lm.zero_grad()
+    losses = lm.generation_loss(tokens, [*sentences(lm)[:2], []], 4)
+    (sum(losses.values()) + lm.caption_loss(tokens.truncate(2), sentences(lm), 2)).backward()
+    missing = [name for name, p in lm.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert not missing
+    lm.zero_grad()
+
+
+def test_folder_round_trip(lm, tmp_path):
+    lm.save_pretrained(tmp_path / "lm")
+    lm.tokenizer.save_pretrained(tmp_path / "tokenizer")
+    again = PyramidLM.from_pretrained(tmp_path / "lm")
+    assert torch.equal(again.generate(CAPTIONS, seed=1).flatten(), lm.generate(CAPTIONS, seed=1).flatten())
+    video = torch.rand(1, 3, 9, 16, 16) * 2 - 1
+    assert again.caption(video) == lm.caption(video)
+
+
+def test_any_causal_lm_by_name(lm, tokens, tmp_path):
+    """A pretrained backbone of another architecture, from a folder on disk."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = Qwen2Config(vocab_size=300, num_key_value_heads=2, tie_word_embeddings=False, **shape)
+    Qwen2ForCausalLM(config).save_pretrained(tmp_path)
+    lm.text.save_pretrained(tmp_path)
+    config = LMConfig(backbone=str(tmp_path), max_text=8)
+    other = PyramidLM(config, lm.tokenizer, lm.text, make_backbone(config, 0)).eval()
+    assert len(other.caption(tokens)) == 3
+    assert other.generate(CAPTIONS[:1]).num_levels == 4
+    assert other.generation_loss(tokens, sentences(lm), 4)[3].isfinite()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"prompts": []}, "at least one prompt"),
+        ({"prompts": ["x"], "detail": 5}, "detail must be from 1 to 4, got 5"),
+        ({"prompts": ["x"], "passes": 0}, "passes must be at least 1"),
+        ({"prompts": ["x"], "passes": [1, 1]}, "for each of 4 levels"),
+        ({"prompts": ["x"], "temperature": -1}, "temperature must be 0 or more, got -1"),
+        ({"prompts": ["x"], "top_p": 0}, r"top_p must lie in \(0, 1\], got 0"),
+    ],
+)
+def test_errors(lm, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        lm.generate(**arguments)

@@ -1,0 +1,100 @@
+"""Vocabulary, layout, heads and sampling on their own."""
+
+import math
+
+import pytest
+import torch
+
+from lm import layout
+from lm.heads import GroupHead, WordHead
+from lm.sampling import Sampler, SamplingConfig, keep_nucleus
+from lm.vocabulary import Vocabulary, train_text_tokenizer
+from pyramid.levels import Level, Pyramid
+
+PYRAMIDS = [Pyramid((Level(1, 1, 1), Level(1, 2, 2))), Pyramid((Level(1, 1, 1), Level(2, 2, 2)))]
+
+
+def test_one_id_space_without_overlap():
+    vocabulary = Vocabulary(100, ("words", "words", "bits", "fsq"), (50, 50, 1024, 1000))
+    assert vocabulary.offsets[0] == vocabulary.offsets[1] == 100 + vocabulary.num_special
+    special = [vocabulary.pad, *map(vocabulary.task, ("generate", "caption")), *map(vocabulary.detail, range(1, 5))]
+    assert sorted(special) == list(range(100, 100 + vocabulary.num_special))
+    assert vocabulary.size == vocabulary.offsets[3] + 1000
+    codes = torch.arange(1024)
+    assert torch.equal(vocabulary.to_codes(2, vocabulary.to_ids(2, codes)), codes)
+    with pytest.raises(ValueError, match="level 3 has ids from"):
+        vocabulary.to_codes(2, vocabulary.to_ids(0, torch.tensor([1])))
+    with pytest.raises(ValueError, match="expected one of"):
+        vocabulary.task("dance")
+    with pytest.raises(ValueError, match="expected 1 to 4, got 5"):
+        vocabulary.detail(5)
+
+
+@pytest.mark.parametrize("sentence", ["a small red star", "Ünïcode, 日本 & emoji 🎈", "", "  two  spaces "])
+def test_text_round_trips(sentence):
+    text = train_text_tokenizer(["a small red star moves left"] * 3, 300)
+    assert text.decode(text(sentence, add_special_tokens=False)["input_ids"]) == sentence
+    assert text.eos_token_id == 0
+
+
+def test_blocks_and_who_sees_whom():
+    blocks = layout.blocks_of(PYRAMIDS, 2)
+    assert [(b.chunk, b.level, b.start, b.stop) for b in blocks] == [(0, 0, 0, 1), (0, 1, 1, 5), (1, 0, 5, 6), (1, 1, 6, 14)]
+    pads = torch.tensor([0, 2])
+    prefix = layout.prefix_intervals(pads, 5)
+    assert prefix[0, :, 1].tolist() == [1, 2, 3, 4, 5]
+    assert (prefix[1, :2, 0] == prefix[1, :2, 1]).all()  # pads see nothing
+    clean = layout.clean_intervals(blocks, pads, 5)
+    assert clean[1, 1].tolist()[:2] == [2, 10]  # from behind the pads to the end of its own block
+    masked = layout.masked_intervals(blocks, pads, 5, 19)
+    assert masked[0, 1].tolist() == [0, 6, 20, 24]  # all before its clean copy, and its own masked copy
+    assert layout.position_features(blocks).shape == (14, layout.NUM_FEATURES)
+
+
+@pytest.mark.parametrize("size", [2, 256, 1000, 4096, 1 << 18])
+def test_group_heads_are_distributions(size):
+    torch.manual_seed(0)
+    head = GroupHead(size, 16)
+    hidden = torch.randn(1, 1, 16)
+    if size <= 4096:
+        codes = torch.arange(size)[None]
+        nll = head.nll(hidden.expand(1, size, 16), codes)
+        assert abs(nll.neg().exp().sum().item() - 1) < 1e-4  # over all ids the probabilities sum to one
+    ids = head.sample(hidden.expand(1, 500, 16), Sampler(SamplingConfig(guidance=1), [0], hidden.device))
+    assert 0 <= int(ids.min()) and int(ids.max()) < size
+    with pytest.raises(ValueError, match="power of two of them, got 5000"):
+        GroupHead(5000, 16)
+
+
+def test_word_head_prefers_its_target_after_a_step():
+    torch.manual_seed(0)
+    head = WordHead(torch.randn(50, 8), 16)
+    optimizer = torch.optim.Adam(head.parameters(), lr=0.05)
+    hidden, target = torch.randn(1, 4, 16), torch.tensor([[3, 7, 7, 49]])
+    for _ in range(100):
+        optimizer.zero_grad()
+        head.nll(hidden, target).mean().backward()
+        optimizer.step()
+    assert torch.equal(head.logits(hidden).argmax(-1), target)
+
+
+def test_nucleus_keeps_the_smallest_sufficient_set():
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    assert keep_nucleus(logits, 0.7).isfinite().tolist() == [True, True, False, False]
+    assert keep_nucleus(logits, 0.01).isfinite().tolist() == [True, False, False, False]
+    assert torch.equal(keep_nucleus(logits, 1.0), logits)
+
+
+def test_samples_follow_the_distribution():
+    logits = torch.tensor([0.6, 0.3, 0.1]).log().expand(1, 20000, 3)
+    ids = Sampler(SamplingConfig(1.0, 1.0, 1.0), [0], logits.device)(logits)
+    share = ids.flatten().bincount(minlength=3) / 20000
+    torch.testing.assert_close(share, torch.tensor([0.6, 0.3, 0.1]), atol=0.015, rtol=0)
+
+
+def test_guidance_moves_away_from_the_unconditional():
+    conditional, unconditional = torch.tensor([[[1.0, 0.9]]]), torch.tensor([[[1.0, 0.0]]])
+    both = torch.cat([conditional, unconditional])
+    draw = Sampler(SamplingConfig(0, 1.0, 3.0), [0], both.device)
+    assert draw(both).tolist() == [[1], [1]]  # 1 + 3 (1 - 1) < 0 + 3 (0.9 - 0); both branches get the answer
+    assert math.isclose(draw.config.guidance, 3.0)
