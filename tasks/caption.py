@@ -34,7 +34,7 @@ def caption(
 
         lm = load_lm(model, check_device(device))
         tokenizer = lm.tokenizer
-        read = check_detail(lm.caption_detail if detail is None else detail, tokenizer.num_levels, "--detail")
+        read = check_detail(lm.config.caption_detail if detail is None else detail, tokenizer.num_levels, "--detail")
         config = tokenizer.config
         console.note(
             f"reading {config.num_frames} frames over the length of each clip, cropped to "

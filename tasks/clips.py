@@ -13,10 +13,13 @@ from pyramid.data.frames import iter_frames
 from pyramid.data.transforms import from_uint8
 
 
-def stream_chunks(path: Path, chunk_frames: int, fps: float | None = None) -> Iterator[Tensor]:
+def stream_chunks(
+    path: Path, chunk_frames: int, fps: float | None = None, size: tuple[int, int] | None = None
+) -> Iterator[Tensor]:
     """Chunks (1, 3, t, H, W) in [-1, 1] for `PyramidTokenizer.encode_stream`: the first frame, then runs of
-    `chunk_frames`, the last as long as what is left. Raises VideoError for a file that gives no frame."""
-    frames = iter_frames(path, fps=fps)
+    `chunk_frames`, the last as long as what is left; at the clip's own rate and size unless `fps` or `size` (height,
+    width) say another. Raises VideoError for a file that gives no frame."""
+    frames = iter_frames(path, fps=fps, size=size, fit="stretch")
     run = list(islice(frames, 1))
     while run:
         yield from_uint8(np.stack(run))[None]

@@ -5,6 +5,9 @@ A model folder holds `tokenizer/` and `lm/` (and the shipped one `judge/`), or i
 
 from __future__ import annotations
 
+import contextlib
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +34,7 @@ def part_of(model: str | None, part: str) -> Path:
         root = model_folder(model)  # a hub id
     if (root / part / "config.json").is_file():
         return root / part
-    others = [name for name in ("tokenizer", "lm") if name != part and (root / name / "config.json").is_file()]
+    others = [name for name in ("tokenizer", "lm", "judge") if name != part and (root / name / "config.json").is_file()]
     if (root / "config.json").is_file() and not others:
         return root
     found = f"only {others[0]}/" if others else "neither config.json nor tokenizer/"
@@ -47,10 +50,33 @@ def codebook_sizes(tokenizer: PyramidTokenizer) -> list[int]:
 def load_tokenizer(model: str | None = None, device: str = "cpu") -> PyramidTokenizer:
     from pyramid.tokenizer import PyramidTokenizer
 
-    return PyramidTokenizer.from_pretrained(part_of(model, "tokenizer"), device=device)
+    folder = part_of(model, "tokenizer")
+    with _damage_named(folder):
+        return PyramidTokenizer.from_pretrained(folder, device=device)
 
 
 def load_lm(model: str | None = None, device: str = "cpu") -> PyramidLM:
+    from transformers.utils import logging
+
     from lm.model import PyramidLM
 
-    return PyramidLM.from_pretrained(part_of(model, "lm"), device=device)
+    logging.disable_progress_bar()  # its bar for loading a backbone is not for piped output
+    folder = part_of(model, "lm")
+    with _damage_named(folder):
+        return PyramidLM.from_pretrained(folder, device=device)
+
+
+@contextlib.contextmanager
+def _damage_named(folder: Path) -> Iterator[None]:
+    """Turn what libraries raise over a damaged or foreign folder into one ValueError that names it."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "loading state_dict" not in str(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{folder}: expected a model that this version can read, got {type(error).__name__}: {reason}"
+        ) from error

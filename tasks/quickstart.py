@@ -42,7 +42,8 @@ def _run(console: Console, lm: Any, out: Path, minutes: float, seed: int) -> dic
 
     from pyramid import ops
     from tasks import showcase
-    from tasks.judge import load_judge
+    from tasks.judge import Judge
+    from tasks.models import part_of
     from tasks.report import write_report
 
     clock = _Clock(console)
@@ -54,7 +55,7 @@ def _run(console: Console, lm: Any, out: Path, minutes: float, seed: int) -> dic
     with clock("caption"):
         captions = showcase.show_captions(lm, out / "clips")
     with clock("generate"):
-        generated = showcase.show_generation(lm, load_judge(), seed)
+        generated = showcase.show_generation(lm, Judge.load(part_of(None, "judge")), seed)
     summary = {
         "seconds": clock.seconds,
         "tokenizer": rebuilt.figures,

@@ -37,6 +37,9 @@ def reconstruct(
     model: Model = None,
     out: Out = Path("runs/reconstruct"),
     suffix: Annotated[str, typer.Option(help="Format where --out is a folder: .mp4 .gif .png (a sheet) ...")] = ".mp4",
+    max_side: Annotated[
+        int | None, typer.Option(min=1, help="Shrink clips to this longer side first.", show_default=False)
+    ] = None,
     overwrite: Overwrite = False,
     device: Device = "cpu",
     as_json: Json = False,
@@ -55,7 +58,7 @@ def reconstruct(
         claim((name for names in files.values() for name in names.values()), overwrite)
 
         def work(path: Path) -> None:
-            for record in reconstruct_file(tokenizer, path, files[path], overwrite, console):
+            for record in reconstruct_file(tokenizer, path, files[path], console, overwrite, max_side):
                 console.emit(record, _line(record))
 
         return console.each(paths, work)
@@ -86,7 +89,12 @@ class _Score:
 
 
 def reconstruct_file(
-    tokenizer: PyramidTokenizer, path: Path, files: dict[int, Path], overwrite: bool, console: Console
+    tokenizer: PyramidTokenizer,
+    path: Path,
+    files: dict[int, Path],
+    console: Console,
+    overwrite: bool = False,
+    max_side: int | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Write the reconstruction of one clip at every detail in `files`; yields a record a detail.
 
@@ -95,6 +103,7 @@ def reconstruct_file(
     from pyramid.data.frames import probe
     from pyramid.data.transforms import to_uint8
     from pyramid.data.video import VideoWriter
+    from tasks.clips import stream_chunks
 
     info = probe(path)
     sheet = len(set(files.values())) == 1 and next(iter(files.values())).suffix.lower() == ".png"
@@ -102,7 +111,9 @@ def reconstruct_file(
     limit = 50.0 if next(iter(files.values())).suffix.lower() == ".gif" else 1000.0
     scores = {k: _Score() for k in files}
     strips = {k: _strip() for k in (0, *files)} if sheet else {}
-    chunks = console.track(_chunks(tokenizer, path, rate, limit), path.name, _num_chunks(tokenizer, info.frames))
+    size = _within(info.height, info.width, max_side)
+    chunks = stream_chunks(path, tokenizer.config.chunk_frames, fps=limit if rate > limit else None, size=size)
+    chunks = console.track(chunks, path.name, _num_chunks(tokenizer, info.frames))
     for file in files.values():
         file.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -123,6 +134,7 @@ def reconstruct_file(
                     writers[k].write(frame)
     if sheet:
         _write_sheet(next(iter(files.values())), strips, scores, overwrite)
+    height, width = size or (info.height, info.width)
     for k, score in scores.items():
         yield {
             "input": str(path),
@@ -130,10 +142,10 @@ def reconstruct_file(
             "detail": k,
             "psnr": None if math.isinf(score.psnr) else round(score.psnr, 3),
             "tokens": score.tokens,
-            "bits_per_pixel": round(score.bits / (score.frames * info.width * info.height), 5),
+            "bits_per_pixel": round(3 * score.bits / score.values, 5),
             "frames": score.frames,
-            "width": info.width,
-            "height": info.height,
+            "width": width,
+            "height": height,
             "fps": rate,
         }
 
@@ -145,10 +157,12 @@ def _line(record: dict[str, Any]) -> str:
     return f"{record['output']}: detail {record['detail']}, {size}, {psnr}, {cost}"
 
 
-def _chunks(tokenizer: PyramidTokenizer, path: Path, rate: float, limit: float) -> Iterator[Tensor]:
-    from tasks.clips import stream_chunks
-
-    return stream_chunks(path, tokenizer.config.chunk_frames, fps=limit if rate > limit else None)
+def _within(height: int, width: int, max_side: int | None) -> tuple[int, int] | None:
+    """The size, or None to keep it, at which the longer side is at most `max_side`."""
+    longer = max(height, width)
+    if max_side is None or longer <= max_side:
+        return None
+    return max(1, round(height * max_side / longer)), max(1, round(width * max_side / longer))
 
 
 def _num_chunks(tokenizer: PyramidTokenizer, frames: int | None) -> int | None:

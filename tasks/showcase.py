@@ -7,7 +7,7 @@ are; a generated clip is right if the judge, a separate classifier of pixels, se
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from pyramid.metrics import psnr
 from pyramid.train import TrainTokenizerConfig, train_tokenizer
 from tasks.clips import read_spread
 from tasks.console import Console
+from tasks.judge import Judge, wanted
 from tasks.report import Block, Clip, Clips, Curves, Picture, Section, Table, Words
 from tasks.train import quiet_lightning
 from tasks.training_progress import TrainingProgress
@@ -132,13 +133,13 @@ def show_captions(lm: PyramidLM, folder: Path, count: int = 200, in_files: int =
         right = matches(text, item, ASKED)
         clips.append(Clip(to_uint8(video[0]).numpy(), text, c.fps, good=right))
         rows.append((path.name, text, item["caption"], right))
-        top = tokenizer.words(tokens.truncate(lm.caption_detail))[0][-1]
+        top = tokenizer.words(tokens.truncate(lm.config.caption_detail))[0][-1]
         words.append((Clip(to_uint8(video[0]).numpy(), "", c.fps), item["caption"], top))
     tokens = tokenizer.encode(videos_of(items[:1]))
     figures = {
         "exact_match": _share(said, items, ASKED),
         "n": count,
-        "tokens_read": tokens.num_tokens(lm.caption_detail),
+        "tokens_read": tokens.num_tokens(lm.config.caption_detail),
         "tokens_total": tokens.num_tokens(),
         "by_attribute": {name: _share(said, items, (name,)) for name in ASKED},
         "exact_match_combinations": _share(said_combinations, combinations, ASKED),
@@ -164,9 +165,7 @@ def caption_all(lm: PyramidLM, videos: Tensor) -> list[str]:
     return said
 
 
-def show_generation(
-    lm: PyramidLM, judge: Callable[[Tensor], list[dict[str, str]]], seed: int, count: int = 64, shown: int = 8
-) -> Part:
+def show_generation(lm: PyramidLM, judge: Judge, seed: int, count: int = 64, shown: int = 8) -> Part:
     """Clips from held-out captions at every detail, judged by their pixels."""
     tokenizer = lm.tokenizer
     items = held_out("test", count, tokenizer)
@@ -181,9 +180,8 @@ def show_generation(
         full = tokenizer.decode(tokens).cpu()
         seconds += time.perf_counter() - begin
         decoded = {k: tokenizer.decode(tokens, detail=k).cpu() for k in details[:-1]} | {details[-1]: full}
-        verdicts = {
-            k: [_fits(seen, item) for seen, item in zip(judge(decoded[k]), batch, strict=True)] for k in details
-        }
+        seen = {k: judge.attributes(decoded[k]) for k in details}
+        verdicts = {k: [_fits(what, item) for what, item in zip(seen[k], batch, strict=True)] for k in details}
         right = [total + sum(verdicts[k]) for total, k in zip(right, details, strict=True)]
         for index in range(max(0, min(shown - start, len(batch)))):
             strip = [
@@ -207,20 +205,14 @@ def show_generation(
     return Part(figures, Section("Generated clips, at every detail", text, [table, Clips(rows)]))
 
 
-def truth(item: dict) -> dict[str, str]:
-    """Attributes of the (first) object of a clip."""
-    thing = item["attributes"].objects[0]
-    return {name: getattr(thing, name) for name in ASKED}
-
-
 def matches(text: str, item: dict, names: Sequence[str]) -> bool:
     """Does the sentence give all these attributes rightly?"""
-    read, true = grammar.parse(text), truth(item)
+    read, true = grammar.parse(text), wanted(item["attributes"])
     return all(read.get(name) == true[name] for name in names)
 
 
 def _fits(seen: dict[str, str], item: dict) -> bool:
-    true = truth(item)
+    true = wanted(item["attributes"])
     return all(seen[name] == true[name] for name in JUDGED)
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
-from pyramid.data.video import probe, write_video
+from lm.model import LMConfig, PyramidLM, make_backbone
+from lm.vocabulary import train_text_tokenizer
+from pyramid.data.video import probe, read_clip, write_video
 from pyramid.tokenizer import PyramidTokenizer, TokenizerConfig
 from tasks import cli
 from tasks.console import Console, one_line, user_can_mend
@@ -17,19 +20,19 @@ from tasks.models import DEFAULT
 from tasks.options import parse_details
 
 VERBS = ["train", "reconstruct", "caption", "generate", "info", "doctor", "bench", "quickstart"]
-needs_default = pytest.mark.skipif(
-    not (DEFAULT / "lm" / "config.json").is_file(), reason="no shipped model in the tree"
-)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A small random tokenizer: what it reconstructs is noise, but all of it is there."""
+    """A small random model: what it makes is noise, but all of it is there."""
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
-    PyramidTokenizer(TokenizerConfig(channels=(8, 16), depths=(1, 1), dim=32, depth=1)).save_pretrained(
-        folder / "tokenizer"
-    )
+    config = TokenizerConfig(channels=(8, 16), depths=(1, 1), dim=32, depth=1)
+    tokenizer = PyramidTokenizer(config)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    small = LMConfig(dim=32, num_layers=1, num_heads=2, mlp=32, text_size=300, max_text=8)
+    text = train_text_tokenizer(["a red star moves left"], small.text_size)
+    PyramidLM(small, tokenizer, text, make_backbone(small, len(text))).save_pretrained(folder / "lm")
     return str(folder)
 
 
@@ -138,7 +141,6 @@ def test_reconstruct_writes_a_clip_a_detail_and_json_alone_on_stdout(capsys, mod
 
 def test_reconstruct_is_what_the_library_makes_of_the_whole_clip(capsys, model, clip, tmp_path):
     from pyramid.data.transforms import from_uint8, to_uint8
-    from pyramid.data.video import read_clip
 
     run(capsys, "reconstruct", clip, "--model", model, "--out", tmp_path / "x.mkv", "--detail", "2")
     tokenizer = PyramidTokenizer.from_pretrained(f"{model}/tokenizer")
@@ -227,21 +229,70 @@ def test_json_keeps_what_libraries_print_off_stdout(capsys):
     assert captured.err == "a library talks\n"
 
 
-@needs_default
-def test_caption_with_the_shipped_model(capsys, clip):
-    code, lines, _ = run(capsys, "caption", clip, "--words", "--json")
-    record = json.loads(lines[0])
+def test_caption_says_what_it_read(capsys, model, clip):
+    code, lines, _ = run(capsys, "caption", clip, clip, "--model", model, "--words", "--json")
+    (record,) = map(json.loads, lines)  # named twice, captioned once
     assert code == 0
-    assert record["caption"]
     assert 0 < record["tokens_read"] < record["tokens_total"]
+    assert (record["frames"], record["detail"]) == (6, 2)
+    assert [len(level) for level in record["words"][1]] == [1, 4]
+    code, lines, err = run(capsys, "caption", clip, "--model", model, "--detail", "1", "--words")
+    assert lines[0].startswith(f"{clip}: ")
+    assert lines[1].startswith("  chunk 0, level 1: ")
+    assert "at detail 1 of 5" in err[0]
 
 
-@needs_default
 @pytest.mark.parametrize("suffix", [".mp4", ".gif", ".png"])
-def test_generate_with_the_shipped_model(capsys, tmp_path, suffix):
+def test_generate_writes_a_clip_a_detail_or_a_sheet(capsys, model, tmp_path, suffix):
     out = tmp_path / f"clip{suffix}"
-    code, lines, _ = run(capsys, "generate", "a red star moves left", "--detail", "all", "--out", out, "--json")
+    args = ["generate", "a red star moves left", "a disc", "--detail", "1,5", "--model", model, "--out", out, "--json"]
+    code, lines, _ = run(capsys, *args)
     records = [json.loads(line) for line in lines]
+    names = {path.name for path in tmp_path.iterdir()}
     assert code == 0
-    assert len({record["output"] for record in records}) == (1 if suffix == ".png" else len(records))
+    assert [(record["detail"], record["seed"]) for record in records] == [(1, 0), (5, 0), (1, 1), (5, 1)]
+    if suffix == ".png":
+        assert names == {"clip.1.png", "clip.2.png"}
+    else:
+        assert names == {f"clip.{i}.detail-{k}{suffix}" for i in (1, 2) for k in (1, 5)}
     assert all(probe(record["output"]).width > 0 for record in records)
+
+
+def test_the_same_seed_gives_the_same_clip(capsys, model, tmp_path):
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        args = ["generate", "a ring", "--model", model, "--out", tmp_path / f"{name}.mkv", "--seed", seed]
+        assert run(capsys, *args)[0] == 0
+    same, again, other = (read_clip(tmp_path / f"{name}.mkv") for name in "abc")
+    assert torch.equal(same, again)
+    assert not torch.equal(same, other)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["a ring", "--out", "clip"], "got no suffix"),
+        (["a ring", "--out", "clip.xyz"], "clip.xyz"),
+        ([" "], "expected a few words"),
+        (["a ring", "--detail", "9"], "numbers from 1 to 5"),
+        (["a ring", "--top-p", "2"], "top-p"),
+    ],
+)
+def test_generate_refuses_in_one_line(capsys, model, tmp_path, monkeypatch, args, message):
+    monkeypatch.chdir(tmp_path)
+    code, lines, err = run(capsys, "generate", *args, "--model", model)
+    assert (code, lines) == (2, [])
+    assert message in err[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_model_is_named(capsys, model, clip, tmp_path):
+    folder = tmp_path / "damaged"
+    shutil.copytree(model, folder)
+    weights = folder / "tokenizer" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    code, _, err = run(capsys, "reconstruct", clip, "--model", folder, "--out", tmp_path / "x.mp4")
+    assert code == 2
+    assert f"{folder}/tokenizer: expected a model that this version can read" in err[-1]
+    code, _, err = run(capsys, "caption", clip, "--model", f"{model}/tokenizer")
+    assert code == 2
+    assert "expected a pyramid.lm" in err[-1]

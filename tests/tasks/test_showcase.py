@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 import torch
 
+from lm.model import LMConfig
 from pyramid.data import grammar
 from pyramid.tokenizer import PyramidTokenizer, TokenizerConfig
 from tasks import showcase
 from tasks.console import Console
+from tasks.judge import wanted
 from tasks.report import write_report
 
 
@@ -20,7 +22,7 @@ class Parrot:
 
     tokenizer: PyramidTokenizer
     sentences: dict[int, list[str]]
-    caption_detail: int = 2
+    config: LMConfig = field(default_factory=LMConfig)
 
     def caption(self, tokens, detail=None):
         pool = self.sentences.get(tokens.batch_size) or next(iter(self.sentences.values()))
@@ -40,7 +42,7 @@ def tokenizer():
 def test_captions_are_counted_by_all_four_attributes(tokenizer, tmp_path):
     items = showcase.held_out("test", 8, tokenizer)
     said = [item["caption"] for item in items]
-    true = [showcase.truth(item) for item in items]
+    true = [wanted(item["attributes"]) for item in items]
     said[0] = said[0].replace(true[0]["shape"], "ring" if true[0]["shape"] != "ring" else "star")
     said[1] = said[1].replace(true[1]["colour"], "cyan" if true[1]["colour"] != "cyan" else "red")
     parrot = Parrot(tokenizer, {8: said, 1: ["a small red star moves left"]})
@@ -56,15 +58,15 @@ def test_generated_clips_are_counted_by_detail(tokenizer, tmp_path):
     items = showcase.held_out("test", 4, tokenizer)
     calls = []
 
-    def judge(video):
-        calls.append(video.shape)
-        right = len(calls)  # one more at every detail
-        return [
-            showcase.truth(item) if i < right else {"shape": "", "colour": "", "motion": ""}
-            for i, item in enumerate(items)
-        ]
+    class Kinder:
+        """Sees one clip more as asked at every detail."""
 
-    part = showcase.show_generation(Parrot(tokenizer, {}), judge, seed=0, count=4, shown=2)
+        def attributes(self, video):
+            calls.append(video.shape)
+            blank = {"shape": "", "colour": "", "motion": ""}
+            return [wanted(item["attributes"]) if i < len(calls) else blank for i, item in enumerate(items)]
+
+    part = showcase.show_generation(Parrot(tokenizer, {}), Kinder(), seed=0, count=4, shown=2)
     assert part.figures["attribute_accuracy_by_detail"] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert calls == [(4, 3, 9, 32, 32)] * 5
     write_report(tmp_path / "r.html", "x", [part.section])
