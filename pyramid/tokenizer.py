@@ -241,15 +241,20 @@ class PyramidTokenizer(nn.Module):
 
     # ------------------------------------------------------------------------------------------ folders
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json`, `model.safetensors` and, with word levels, `words.safetensors`."""
+    def save_pretrained(self, folder: str | Path, *, half: bool = False) -> None:
+        """Write `config.json`, `model.safetensors` and, with word levels, `words.safetensors`. `half`: store float16;
+        the loaded model computes in float32 either way, on the rounded weights."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         config = {"format": "pyramid.tokenizer", "format_version": FORMAT_VERSION, **dataclasses.asdict(self.config)}
         if self.table is not None:
             self.table.save(folder / "words.safetensors")
             config["word_table_hash"] = self.table.hash
-        weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        dtype = torch.float16 if half else torch.float32
+        weights = {
+            name: tensor.to(dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+            for name, tensor in self.state_dict().items()
+        }
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt", "version": str(FORMAT_VERSION)})
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf8")
 
