@@ -24,8 +24,8 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-PACKAGES = ["pyramid", "pyramid.data", "pyramid.nn", "pyramid.ops", "pyramid.quantize", "tasks"]
-PACKAGE_DATA = {"": ["*.yaml", "*.json", "*.txt", "py.typed"]}
+PACKAGES = ["pyramid", "pyramid.data", "pyramid.nn", "pyramid.ops", "pyramid.quantize", "lm", "tasks"]
+PACKAGE_DATA = {name: ["configs/*.yaml", "assets/*", "py.typed"] for name in ("pyramid", "lm", "tasks")}
 
 CUDA_LIBRARY = "pyramid._C_cuda"  # a plain library, no Python module: torch.ops.load_library opens it
 # One build serves every torch from this version on.

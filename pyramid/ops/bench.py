@@ -1,7 +1,7 @@
 """Times the ops beside what a user would call otherwise: python -m pyramid.ops.bench [--op NAME] [--device cpu|cuda].
 
-Ours and each rival alternate in one process, the median counts, and the figure to quote is the ratio rival / ours. Extra
-memory is the growth of the allocator's peak on CUDA; on the CPU it is the growth of the resident peak of a forked
+Ours and each rival alternate in one process, the median counts, and the figure to quote is the ratio rival / ours.
+Extra memory is the growth of the allocator's peak on CUDA; on the CPU it is the growth of the resident peak of a forked
 child that makes one call (None where the system can't say).
 """
 
@@ -10,7 +10,10 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import select
+import signal
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +28,7 @@ from pyramid.ops.nearest_code import nearest_code
 
 Call = Callable[[], Any]
 MIN_REPEATS, MAX_REPEATS, MIN_SECONDS = 3, 50, 1.0
+CHILD_SECONDS = 120.0  # after which the memory of a call counts as unknown
 
 
 @dataclass(frozen=True)
@@ -103,8 +107,8 @@ def run(cases: Sequence[Case] | None = None) -> list[dict[str, Any]]:
     """Time every case against each of its rivals.
 
     Returns:
-        Rows of op, case, device, ours_ms, rival, rival_ms, ratio (rival / ours), ours_mib, rival_mib (extra memory at the
-        peak, or None).
+        Rows of op, case, device, ours_ms, rival, rival_ms, ratio (rival / ours), ours_mib, rival_mib (extra memory at
+        the peak, or None).
 
     Raises:
         RuntimeError: when an op has no compiled form here: the reference is not what is to be timed.
@@ -114,6 +118,7 @@ def run(cases: Sequence[Case] | None = None) -> list[dict[str, Any]]:
         for case in default_cases() if cases is None else cases:
             device = torch.device(case.device)
             ours, rivals = case.make(device)
+            ours()  # opens the library
             ours_mib = _extra_mib(ours, device)
             for rival_name, rival in rivals.items():
                 ours_ms, rival_ms = _alternate(ours, rival, device)
@@ -175,6 +180,8 @@ def _extra_resident_mib(call: Call) -> float | None:
         answer = "nan"
         try:
             torch.set_num_threads(1)
+            if "faiss" in sys.modules:
+                sys.modules["faiss"].omp_set_num_threads(1)
             with open("/proc/self/clear_refs", "w") as file:
                 file.write("5")  # the peak starts anew at what is resident
             before = _peak_kib()
@@ -185,6 +192,9 @@ def _extra_resident_mib(call: Call) -> float | None:
             os._exit(0)
     os.close(writer)
     with os.fdopen(reader) as file:
+        told, _, _ = select.select([file], [], [], CHILD_SECONDS)
+        if not told:
+            os.kill(child, signal.SIGKILL)
         answer = float(file.read() or "nan")
     os.waitpid(child, 0)
     return None if math.isnan(answer) else answer
