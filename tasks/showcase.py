@@ -152,10 +152,10 @@ def show_captions(lm: PyramidLM, folder: Path, count: int = 200, in_files: int =
         f"{count} clips whose combination of shape, colour and motion was held out. Those below came from mp4 files."
     )
     table = Table(["file", "caption", "truth", "right"], rows)
-    top = Words(
+    at_the_top = Words(
         words[:8], note="The words that the tokenizer reads in a clip, coarse level first; the truth above them."
     )
-    return Part(figures, Section("Captions", text, [Clips([("", clips)]), table, top]))
+    return Part(figures, Section("Captions", text, [Clips([("", clips)]), table, at_the_top]))
 
 
 def caption_all(lm: PyramidLM, videos: Tensor) -> list[str]:
