@@ -93,7 +93,7 @@ def agreement(
     return figures
 
 
-def train_judge(out: str | Path, *, steps: int = 3000, batch_size: int = 32, seed: int = 0) -> dict[str, float]:
+def train_judge(out: str | Path, *, steps: int = 1500, batch_size: int = 32, seed: int = 0) -> dict[str, float]:
     """Train on rendered `mini` clips of every combination (the held-out ones too: the judge must know them), with light
     noise and blur; write it to `out`; return its accuracy on 1,000 clips of other seeds."""
     torch.manual_seed(seed)

@@ -1,0 +1,59 @@
+"""What is said of the shipped model holds, on held-out clips other than those of the quickstart."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pyramid.data import grammar
+from pyramid.data.shapes import ShapesDataset, preset
+from pyramid.metrics import psnr
+from tasks.judge import ATTRIBUTES, Judge, agreement, judge_accuracy, wanted
+from tasks.models import DEFAULT, load_lm
+
+pytestmark = pytest.mark.skipif(not (DEFAULT / "lm" / "config.json").is_file(), reason="the shipped model is absent")
+COUNT = 96
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return load_lm()
+
+
+@pytest.fixture(scope="module")
+def items():
+    return ShapesDataset(preset("mini"), "test").__getitems__(range(5000, 5000 + COUNT))
+
+
+@pytest.fixture(scope="module")
+def videos(items):
+    return torch.stack([item["video"] for item in items])
+
+
+def test_it_is_small():
+    size = sum(path.stat().st_size for path in Path(DEFAULT).rglob("*") if path.is_file())
+    assert size < 25 * 2**20
+
+
+def test_reconstruction_rises_with_every_detail(lm, videos):
+    tokens = lm.tokenizer.encode(videos)
+    figures = [psnr(lm.tokenizer.decode(tokens, k), videos).mean().item() for k in range(1, lm.num_levels + 1)]
+    assert figures == sorted(figures) and len(set(figures)) == len(figures)
+    assert figures[-1] >= 27
+
+
+def test_captions_are_right_from_few_tokens(lm, items, videos):
+    tokens = lm.tokenizer.encode(videos)
+    assert tokens.num_tokens(lm.config.caption_detail) <= 0.15 * tokens.num_tokens()
+    found = [grammar.parse(text) for text in lm.caption(tokens)]
+    assert agreement(found, [wanted(item["attributes"]) for item in items], tuple(ATTRIBUTES))["all"] >= 0.85
+
+
+def test_the_judge_can_be_believed():
+    assert judge_accuracy(Judge.load(DEFAULT / "judge"), preset("mini"), count=200)["all"] >= 0.98
+
+
+def test_generated_clips_show_what_was_asked(lm, items):
+    tokens = lm.generate([item["caption"] for item in items], seed=100)
+    found = Judge.load(DEFAULT / "judge").attributes(lm.tokenizer.decode(tokens))
+    assert agreement(found, [wanted(item["attributes"]) for item in items])["all"] >= 0.70
