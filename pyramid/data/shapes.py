@@ -10,6 +10,7 @@ Not here: reading files (`folder.py`), Lightning (`datamodule.py`).
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -278,47 +279,75 @@ def _paths(draws: _Draws, tables: dict[str, np.ndarray], config: ShapesConfig, k
     return torch.from_numpy(centre[:, None] + offset).float(), torch.from_numpy(radius).float()
 
 
-def _signed_distance(x: Tensor, y: Tensor, shape: Tensor) -> Tensor:
-    """Signed distance, negative inside, to the six shapes of circumradius about 1 centred at 0; x, y: (B, T, H, W),
-    y down; shape (B,) indexes SHAPES."""
-    r = torch.hypot(x, y)
-    ax, ay = x.abs(), y.abs()
-    longest, shortest = torch.maximum(ax, ay), torch.minimum(ax, ay)
-    sector = 2 * torch.pi / 5
+def _circle(x: Tensor, y: Tensor) -> Tensor:
+    return torch.hypot(x, y) - 1
+
+
+def _square(x: Tensor, y: Tensor) -> Tensor:
+    return torch.maximum(x.abs(), y.abs()) - 0.85
+
+
+def _triangle(x: Tensor, y: Tensor) -> Tensor:
+    y = y - 0.15
+    return torch.maximum(0.866 * x.abs() - 0.5 * y, y) - 0.6
+
+
+def _star(x: Tensor, y: Tensor) -> Tensor:
+    """Five tips of radius 1.1, valleys of radius 0.47: the line from the nearest tip to the nearest valley."""
+    tip = (1.1, 0.0)
+    valley = (0.47 * math.cos(math.pi / 5), 0.47 * math.sin(math.pi / 5))
+    along = (valley[0] - tip[0], valley[1] - tip[1])
+    length = math.hypot(*along)
+    sector = 2 * math.pi / 5
     angle = torch.remainder(torch.atan2(x, -y) + sector / 2, sector) - sector / 2  # from the nearest tip
-    tip = torch.tensor([1.1, 0.0])
-    valley = 0.47 * torch.tensor([np.cos(np.pi / 5), np.sin(np.pi / 5)], dtype=torch.float32)
-    edge = valley - tip
-    normal = torch.stack([edge[1], -edge[0]]) / edge.norm()
-    distances = (
-        r - 1,
-        longest - 0.85,
-        torch.maximum(0.866 * ax - 0.5 * (y - 0.15), y - 0.15) - 0.6,
-        normal[0] * (r * angle.cos() - tip[0]) + normal[1] * (r * angle.sin().abs() - tip[1]),
-        torch.maximum(shortest - 0.34, longest - 1.0),
-        (r - 0.75).abs() - 0.25,
-    )
-    out = torch.zeros_like(x)
-    for index, distance in enumerate(distances):
-        out = torch.where((shape == index)[:, None, None, None], distance, out)
+    r = torch.hypot(x, y)
+    return (along[1] * (r * angle.cos() - tip[0]) - along[0] * (r * angle.sin().abs() - tip[1])) / length
+
+
+def _cross(x: Tensor, y: Tensor) -> Tensor:
+    ax, ay = x.abs(), y.abs()
+    return torch.maximum(torch.minimum(ax, ay) - 0.34, torch.maximum(ax, ay) - 1.0)
+
+
+def _ring(x: Tensor, y: Tensor) -> Tensor:
+    return (torch.hypot(x, y) - 0.75).abs() - 0.25
+
+
+_DISTANCES = (_circle, _square, _triangle, _star, _cross, _ring)
+
+
+def _signed_distance(x: Tensor, y: Tensor, shape: Tensor) -> Tensor:
+    """Signed distance, negative inside, to the shapes of circumradius about 1 centred at 0; x, y: (B, T, H, W), y down;
+    shape (B,) indexes SHAPES."""
+    out = torch.empty_like(x)
+    for index, distance in enumerate(_DISTANCES):
+        rows = shape == index
+        if rows.any():
+            out[rows] = distance(x[rows], y[rows])
     return out
 
 
 def _pattern(kind: Tensor, x: Tensor, y: Tensor, period: Tensor, angle: Tensor) -> Tensor:
-    """Mixing weight in [0, 1] of the second tone: gradient, stripes, checks or dots over coordinates in pixels."""
+    """Mixing weight in [0, 1] of the second tone: gradient, stripes, checks or dots over coordinates in pixels.
+    x, y (B, T, H, W); kind, period, angle (B,)."""
     period, angle = period[:, None, None, None], angle[:, None, None, None]
     u = x * angle.cos() + y * angle.sin()
     v = -x * angle.sin() + y * angle.cos()
     size = max(x.shape[-1], x.shape[-2])
-    gradient = (u / size).clamp(0, 1)
-    wave_u, wave_v = torch.sin(2 * torch.pi * u / period), torch.sin(2 * torch.pi * v / period)
-    sharp = period / 4  # about one pixel of transition
-    stripes = (wave_u * sharp).clamp(-0.5, 0.5) + 0.5
-    checks = (wave_u * wave_v * sharp).clamp(-0.5, 0.5) + 0.5
-    dots = ((wave_u * wave_v - 0.35) * sharp).clamp(-0.5, 0.5) + 0.5
-    out = torch.zeros_like(u)
-    for index, pattern in enumerate((gradient, stripes, checks, dots)):
-        out = torch.where((kind == index)[:, None, None, None], pattern, out)
+    out = torch.empty_like(u)
+    for index in range(len(BACKGROUNDS)):
+        rows = kind == index
+        if not rows.any():
+            continue
+        if index == 0:
+            out[rows] = (u[rows] / size).clamp(0, 1)
+            continue
+        wave = torch.sin(2 * torch.pi * u[rows] / period[rows])
+        if index > 1:
+            wave = wave * torch.sin(2 * torch.pi * v[rows] / period[rows])
+        if index == 3:
+            wave = wave - 0.35
+        out[rows] = (wave * (period[rows] / 4)).clamp(-0.5, 0.5) + 0.5  # about one pixel of transition
     return out
 
 
@@ -342,6 +371,8 @@ def _render(draws: _Draws, tables: dict[str, np.ndarray], config: ShapesConfig) 
     x = (xs - width / 2)[None, None, None, :] * zoom + width / 2 + (pan_x[:, None] * time)[:, :, None, None]
     y = (ys - height / 2)[None, None, :, None] * zoom + height / 2 + (pan_y[:, None] * time)[:, :, None, None]
     x, y = torch.broadcast_tensors(x, y)
+    if not config.camera:  # then every frame has the same background
+        x, y = x[:, :1], y[:, :1]
 
     base = tensor(np.stack([draws.uniform(f"base{c}", 0.12, 0.42) for c in "rgb"], axis=-1))
     base = 0.6 * base + 0.4 * base.mean(dim=1, keepdim=True)  # muted, so that objects stand out
