@@ -17,7 +17,7 @@ SOURCES := setup.py $(shell find csrc -type f 2>/dev/null)
 # Two stamps: `installed` follows the dependencies, `built` the sources of the extension. Installing builds too, so the
 # second is asked for in a second make, which sees what the first one left.
 setup: $(STAMP)/installed
-	@$(MAKE) --no-print-directory $(STAMP)/built
+	@$(MAKE) -s --no-print-directory $(STAMP)/built
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("python >= 3.10 is needed, this is " + sys.version) if sys.version_info < (3, 10) else 0'
