@@ -32,7 +32,9 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """query (B, H, S, D), key and value (B, H_kv, S_kv, D) -> (B, S, H, D)."""
     if intervals is None:
-        raise ValueError("interval attention: expected the keyword intervals (B, S, 4) in the model's forward, got none")
+        raise ValueError(
+            "interval attention: expected the keyword intervals (B, S, 4) in the model's forward, got none"
+        )
     return ops.interval_attention(query, key, value, intervals, scale=scaling).transpose(1, 2), None
 
 

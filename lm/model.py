@@ -1,7 +1,7 @@
 """`PyramidLM`: one language model that writes the pyramid from text and text from the pyramid. Read this file first.
 
-Any transformers decoder is the backbone (a small random Llama by default). Around it: embeddings of codes, of levels and
-places and of what the picture looks like so far (context.py), heads (heads.py), and the layout of a sequence
+Any transformers decoder is the backbone (a small random Llama by default). Around it: embeddings of codes, of levels,
+of places and of what the picture looks like so far (context.py), heads (heads.py), and the layout of a sequence
 (layout.py). Training hides a random share of each block; generation fills a block in one pass or in a few.
 """
 
@@ -80,7 +80,7 @@ class PyramidLM(nn.Module):
             WordHead(quantizer.embeddings, dim) if kind == "words" else GroupHead(quantizer.codebook_size, dim)
             for kind, quantizer in zip(self.vocabulary.codebooks, quantizers, strict=True)
         )
-        for module in (self.special, self.level, *[head for head in self.codes]):
+        for module in (self.special, self.level, *list(self.codes)):
             for weight in module.parameters():
                 nn.init.normal_(weight, std=0.02) if weight.dim() > 1 else nn.init.zeros_(weight)
 
@@ -135,7 +135,11 @@ class PyramidLM(nn.Module):
     # ------------------------------------------------------------------------------------------ training
 
     def generation_loss(
-        self, tokens: TokenPyramid, sentences: Sequence[Sequence[int]], detail: int, generator: torch.Generator | None = None
+        self,
+        tokens: TokenPyramid,
+        sentences: Sequence[Sequence[int]],
+        detail: int,
+        generator: torch.Generator | None = None,
     ) -> dict[int, Tensor]:
         """Mean negative log-likelihood of the hidden codes of each level, in nats a token: {level from 0: scalar}.
         sentences: text ids of each clip, empty for unconditional."""
@@ -222,7 +226,7 @@ class PyramidLM(nn.Module):
         batch = tokens.batch_size
         done = torch.zeros(batch, dtype=torch.bool, device=self.device)
         written: list[Tensor] = []
-        for step in range(self.config.max_text):
+        for _step in range(self.config.max_text):
             hidden = self.run(x, intervals, positions, cache)[:, -1]
             ids = self.backbone.get_output_embeddings()(hidden).argmax(dim=-1)
             ids = ids.masked_fill(done, self.text.eos_token_id)
@@ -356,7 +360,9 @@ class PyramidLM(nn.Module):
 def make_backbone(config: LMConfig, text_size: int) -> nn.Module:
     """The causal LM that a config describes, with interval attention."""
     if config.backbone:
-        return AutoModelForCausalLM.from_pretrained(config.backbone, attn_implementation=register(), dtype=torch.float32)
+        return AutoModelForCausalLM.from_pretrained(
+            config.backbone, attn_implementation=register(), dtype=torch.float32
+        )
     llama = LlamaConfig(
         vocab_size=text_size,
         hidden_size=config.dim,

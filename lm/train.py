@@ -1,7 +1,7 @@
 """Training a language model over pyramids: `train_lm(config, out)` learns both directions at once.
 
-Every step writes the pyramids of a batch from their text (a random share of each block hidden, the text dropped now and
-then for guidance) and reads the captions from their coarse levels. The video tokenizer is frozen; clips are tokenized as
+Every step writes the pyramids of a batch from their text (a random share of each block hidden, the text dropped now
+and then for guidance) and reads the captions from their coarse levels. The video tokenizer is frozen; clips are tokenized as
 they come.
 """
 
@@ -27,7 +27,8 @@ from pyramid.schedule import RunConfig, Schedule
 from pyramid.tokenizer import PyramidTokenizer
 from pyramid.train import make_trainer
 
-# A block of n tokens weighs n^_BLOCK_POWER: one word counts for less than a level of bits, but for more than one bit code.
+# A block of n tokens weighs n^_BLOCK_POWER: a word alone counts for less than a level of bits, but for more than one of
+# its codes.
 _BLOCK_POWER = 0.5
 
 
@@ -75,7 +76,9 @@ class LMTraining(lightning.LightningModule):
         detail = lm.num_levels if torch.rand(()) < loss.all_levels else int(torch.randint(1, lm.num_levels + 1, ()))
         levels = lm.generation_loss(tokens.truncate(detail), self._prompts(batch), detail)
         total = self._mean(levels, tokens)
-        self.log_dict({f"train/level{k + 1}": value.detach() for k, value in levels.items()}, batch_size=len(tokens.ids))
+        self.log_dict(
+            {f"train/level{k + 1}": value.detach() for k, value in levels.items()}, batch_size=len(tokens.ids)
+        )
         told = [row for row, caption in enumerate(batch["caption"]) if caption]
         if told:
             reading = lm.config.caption_detail
@@ -110,7 +113,13 @@ class LMTraining(lightning.LightningModule):
         draws = torch.rand(len(others), 2).tolist()
         prompts = []
         for caption, other, (drop, other_words) in zip(batch["caption"], others, draws, strict=True):
-            text = "" if drop < self.config.loss.drop_text else other if other_words < self.config.loss.paraphrase else caption
+            text = (
+                ""
+                if drop < self.config.loss.drop_text
+                else other
+                if other_words < self.config.loss.paraphrase
+                else caption
+            )
             prompts.append(self.lm.text_ids(text))
         return prompts
 

@@ -1,8 +1,8 @@
 """One id space for all that a sequence holds: text, special tokens, words of the coarse levels, codes of the fine ones.
 
-    [0, num_text)            the text tokenizer's ids
-    [num_text, num_text+S)   special tokens: pad, one for each task, one for each detail
-    then one range a level   its code ids; levels of words share one range, for a word means the same everywhere
+[0, num_text)            the text tokenizer's ids
+[num_text, num_text+S)   special tokens: pad, one for each task, one for each detail
+then one range a level   its code ids; levels of words share one range, for a word means the same everywhere
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Vocabulary:
     def to_codes(self, level: int, ids: Tensor) -> Tensor:
         """The inverse of `to_ids`. Raises ValueError for an id outside the level's range."""
         codes = ids - self.offsets[level]
-        if codes.numel() and not (0 <= int(codes.min()) and int(codes.max()) < self.codebook_sizes[level]):
+        if codes.numel() and not (int(codes.min()) >= 0 and int(codes.max()) < self.codebook_sizes[level]):
             raise ValueError(
                 f"Vocabulary.to_codes: level {level + 1} has ids from {self.offsets[level]} to "
                 f"{self.offsets[level] + self.codebook_sizes[level] - 1}, got {int(ids.min())} to {int(ids.max())}"

@@ -113,9 +113,7 @@ class PyramidTokenizer(nn.Module):
         self.encoder = Encoder(c.patch, c.channels, c.depths, c.time_stride, c.dim, c.depth, c.latent_dim)
         reference = (c.chunk_frames // c.time_stride, -(-c.height // c.stride), -(-c.width // c.stride))
         self.levels = ResidualPyramid(c.levels, c.latent_dim, reference, table)
-        self.decoder = Decoder(
-            c.patch, c.channels, c.depths, c.time_stride, c.dim, c.depth, c.latent_dim, c.num_levels
-        )
+        self.decoder = Decoder(c.patch, c.channels, c.depths, c.time_stride, c.dim, c.depth, c.latent_dim, c.num_levels)
 
     @property
     def num_levels(self) -> int:
@@ -134,8 +132,10 @@ class PyramidTokenizer(nn.Module):
         """Geometry of every chunk of a clip of this length and pixel size (by default the training size)."""
         c = self.config
         h, w = -(-(height or c.height) // c.stride), -(-(width or c.width) // c.stride)
-        times = [1 if n == 1 and i == 0 else c.chunk_frames // c.time_stride
-                 for i, n in enumerate(chunk_lengths(num_frames, c.chunk_frames))]
+        times = [
+            1 if n == 1 and i == 0 else c.chunk_frames // c.time_stride
+            for i, n in enumerate(chunk_lengths(num_frames, c.chunk_frames))
+        ]
         return [self.levels.pyramid((t, h, w)) for t in times]
 
     # ------------------------------------------------------------------------------------------ training
@@ -234,8 +234,10 @@ class PyramidTokenizer(nn.Module):
             return [[[] for _ in tokens.ids] for _ in range(tokens.batch_size)]
         levels = [index for index in self.word_levels if index < tokens.num_levels]
         return [
-            [[[self.table.words[i] for i in ids[index][row].flatten().tolist()] for index in levels]
-             for ids in tokens.ids]
+            [
+                [[self.table.words[i] for i in ids[index][row].flatten().tolist()] for index in levels]
+                for ids in tokens.ids
+            ]
             for row in range(tokens.batch_size)
         ]
 
@@ -277,7 +279,8 @@ class PyramidTokenizer(nn.Module):
         table = WordTable.load(folder / "words.safetensors") if table_hash else None
         if table is not None and table.hash != table_hash:
             raise ValueError(
-                f"PyramidTokenizer: {folder}: words.safetensors has hash {table.hash}, the weights belong to {table_hash}"
+                f"PyramidTokenizer: {folder}: words.safetensors has hash {table.hash}, the weights belong to "
+                f"{table_hash}"
             )
         tokenizer = PyramidTokenizer(TokenizerConfig(levels=levels, **config), table)
         tokenizer.load_state_dict(load_file(folder / "model.safetensors"))
@@ -300,7 +303,9 @@ def model_folder(model: str | Path) -> Path:
             return Path(snapshot_download(str(model)))
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
             reason = str(error).splitlines()[0]
-            raise FileNotFoundError(f"model {model}: found no such folder, and no such model on the hub: {reason}") from None
+            raise FileNotFoundError(
+                f"model {model}: found no such folder, and no such model on the hub: {reason}"
+            ) from None
     raise FileNotFoundError(f"model {model}: expected a folder with config.json, found none")
 
 

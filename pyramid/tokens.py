@@ -130,7 +130,9 @@ class TokenPyramid:
             with safe_open(path, framework="pt") as file:
                 metadata, flat = file.metadata() or {}, file.get_tensor("ids")
         except SafetensorError as error:
-            raise ValueError(f"TokenPyramid.load: {path}: expected safetensors with a tensor 'ids', got {error}") from None
+            raise ValueError(
+                f"TokenPyramid.load: {path}: expected safetensors with a tensor 'ids', got {error}"
+            ) from None
         found = (metadata.get("format"), metadata.get("version"))
         if found != (FORMAT, str(FORMAT_VERSION)):
             raise ValueError(f"TokenPyramid.load: {path}: expected {FORMAT} version {FORMAT_VERSION}, got {found}")

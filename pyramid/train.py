@@ -48,7 +48,7 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class TrainTokenizerConfig:
-    """The whole of a tokenizer run. `run` sets length, batch and optimizer; `initialize` a model folder to start from."""
+    """The whole of a tokenizer run. `run`: length, batch and optimizer; `initialize`: a model folder to start from."""
 
     model: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -95,7 +95,9 @@ class TokenizerTraining(lightning.LightningModule):
             + weights.latent * terms["latent"]
             + weights.semantic * terms["semantic"]
         )
-        self.log_dict({f"train/{name}": torch.as_tensor(value).detach() for name, value in terms.items()}, batch_size=len(video))
+        self.log_dict(
+            {f"train/{name}": torch.as_tensor(value).detach() for name, value in terms.items()}, batch_size=len(video)
+        )
         self.log("train/loss", total.detach(), batch_size=len(video))
         if self.global_step % self.config.run.log_every == 0:
             self._log_usage()
@@ -125,8 +127,10 @@ class TokenizerTraining(lightning.LightningModule):
             [psnr(self.tokenizer.decode(tokens, k + 1), batch["video"]) for k in range(tokens.num_levels)]
         )
         if self.tokenizer.table is not None and self.tokenizer.word_levels:
-            hits = [_coverage(self.tokenizer, clip[-1], caption)
-                    for clip, caption in zip(self.tokenizer.words(tokens), batch["caption"], strict=True)]
+            hits = [
+                _coverage(self.tokenizer, clip[-1], caption)
+                for clip, caption in zip(self.tokenizer.words(tokens), batch["caption"], strict=True)
+            ]
             hits = [hit for hit in hits if hit is not None]
             if hits:
                 self.log("val/words_hit", sum(hits) / len(hits), batch_size=len(hits))
@@ -236,7 +240,10 @@ def make_trainer(run: RunConfig, out: Path, callbacks: Sequence[Callback]) -> li
     if log.exists():  # of a run that is resumed or overwritten: Lightning would delete it
         log.replace(out / f"metrics.{len(list(out.glob('metrics.*.csv'))) + 1}.csv")
     checkpoint = ModelCheckpoint(
-        dirpath=out / "checkpoints", filename="last", every_n_train_steps=run.checkpoint_every, enable_version_counter=False
+        dirpath=out / "checkpoints",
+        filename="last",
+        every_n_train_steps=run.checkpoint_every,
+        enable_version_counter=False,
     )
     return lightning.Trainer(
         max_steps=run.max_steps,

@@ -111,12 +111,13 @@ def train_judge(out: str | Path, *, steps: int = 1600, batch_size: int = 32, see
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=native):
             logits = judge(video)
         truth = [wanted(item["attributes"]) for item in items]
-        loss = sum(
+        terms = [
             nn.functional.cross_entropy(
                 logits[name].float(), torch.tensor([values.index(row[name]) for row in truth]), label_smoothing=0.02
             )
             for name, values in ATTRIBUTES.items()
-        )
+        ]
+        loss = torch.stack(terms).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

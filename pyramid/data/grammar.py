@@ -107,9 +107,7 @@ def _article(phrase: str) -> str:
 
 
 def _sentence(scene: SceneAttributes, choose: _Choice) -> str:
-    clauses = [
-        f"{_article(_noun(thing, choose))} {choose(MOTION_PHRASES[thing.motion])}" for thing in scene.objects
-    ]
+    clauses = [f"{_article(_noun(thing, choose))} {choose(MOTION_PHRASES[thing.motion])}" for thing in scene.objects]
     if scene.relation:
         second = scene.objects[1]
         clauses[1] = f"{_article(_noun(second, choose))} that {choose(MOTION_PHRASES[second.motion])}"

@@ -133,10 +133,7 @@ def held_out(shape: int, colour: int, motion: int) -> bool:
 
 
 _HELD_OUT = np.array(
-    [
-        [[held_out(s, c, m) for m in range(len(MOTIONS))] for c in range(len(COLOURS))]
-        for s in range(len(SHAPES))
-    ]
+    [[[held_out(s, c, m) for m in range(len(MOTIONS))] for c in range(len(COLOURS))] for s in range(len(SHAPES))]
 )
 
 

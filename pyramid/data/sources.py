@@ -40,9 +40,7 @@ def make_datasets(config: DataConfig, num_frames: int, size: tuple[int, int], fp
     Raises ValueError for an unknown preset, a missing folder, or one with fewer than two clips.
     """
     if config.source == "shapes":
-        world = preset(
-            config.preset, height=size[0], width=size[1], num_frames=num_frames, fps=fps, seed=config.seed
-        )
+        world = preset(config.preset, height=size[0], width=size[1], num_frames=num_frames, fps=fps, seed=config.seed)
         return ShapesDataset(world, "train", config.num_clips), ShapesDataset(world, "val", config.num_val)
     shape = {"num_frames": num_frames, "size": size, "fps": fps, "fit": config.fit, "policy": config.policy}
     shape |= {"metadata": config.metadata, "seed": config.seed}

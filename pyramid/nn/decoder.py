@@ -55,5 +55,3 @@ class Decoder(nn.Module):
         for index, stage in enumerate(self.stages, start=1):
             x = depth_to_space(stage(x), 2 if index < len(self.stages) else self.patch)
         return x.movedim(-1, 1), state
-
-

@@ -63,4 +63,3 @@ class Encoder(nn.Module):
         """(B, n s, H, W, C) -> (B, n, H, W, s C)"""
         x = x.unflatten(1, (-1, self.time_stride))
         return x.permute(0, 1, 3, 4, 2, 5).flatten(4)
-

@@ -16,9 +16,7 @@ from pyramid.quantize.base import Quantized
 class BitQuantizer(nn.Module):
     """`bits` d: 1 to 62; bit i of an id (little-endian) is 1 where the i-th number is positive."""
 
-    def __init__(
-        self, bits: int, *, temperature: float = 1.0, commitment: float = 0.25, entropy: float = 0.1
-    ) -> None:
+    def __init__(self, bits: int, *, temperature: float = 1.0, commitment: float = 0.25, entropy: float = 0.1) -> None:
         super().__init__()
         if not 1 <= bits <= 62:
             raise ValueError(f"BitQuantizer: bits must be from 1 to 62, got {bits}")

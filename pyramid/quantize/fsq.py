@@ -12,8 +12,8 @@ from pyramid.quantize.base import Quantized
 
 
 class FSQQuantizer(nn.Module):
-    """`levels` L_i, each at least 3 (for signs use bits); ids are mixed-radix, the first number fastest. Codes lie in [-1, 1]: multiples
-    of 1 / (L_i // 2), from -1 for even L_i (the half-offset of the paper's appendix A)."""
+    """`levels` L_i, each at least 3 (for signs use bits); ids are mixed-radix, the first number fastest. Codes lie
+    in [-1, 1]: multiples of 1 / (L_i // 2), from -1 for even L_i (the half-offset of the paper's appendix A)."""
 
     def __init__(self, levels: Sequence[int]) -> None:
         super().__init__()

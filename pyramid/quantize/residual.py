@@ -134,7 +134,5 @@ class ResidualPyramid(nn.Module):
 
     def decode(self, ids: Sequence[Tensor], grid: Sequence[int]) -> Tensor:
         """Ids of the first k levels, int64 (B, t, h, w) each -> the latent at detail k, (B, D, T, H, W)."""
-        values = (
-            part.value(part.quantizer.ids_to_codes(i), grid) for i, part in zip(ids, self.levels, strict=False)
-        )
+        values = (part.value(part.quantizer.ids_to_codes(i), grid) for i, part in zip(ids, self.levels, strict=False))
         return sum(values)  # type: ignore[return-value]

@@ -1,5 +1,5 @@
-"""Vector quantization with a learned codebook (VQ-VAE, 1711.00937), moved by exponential moving averages (appendix A.1);
-codes that nothing has used for a while restart at vectors of the batch (Jukebox, 2005.00341, section 3.1)."""
+"""Vector quantization with a learned codebook (VQ-VAE, 1711.00937), moved by exponential moving averages (its appendix
+A.1); codes that nothing has used for a while restart at vectors of the batch (Jukebox, 2005.00341, section 3.1)."""
 
 from __future__ import annotations
 

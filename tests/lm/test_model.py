@@ -1,4 +1,4 @@
-"""The language model on a small random tokenizer: cached = uncached, nothing leaks, seeds reproduce, folders round-trip."""
+"""The language model on a small random tokenizer: cached = uncached, nothing leaks, seeds reproduce."""
 
 import pytest
 import torch
@@ -123,7 +123,7 @@ def test_generate_at_every_detail(lm, detail):
     assert tokens.num_levels == detail and tokens.batch_size == 3
     for levels in tokens.ids:
         for ids, size in zip(levels, lm.vocabulary.codebook_sizes, strict=False):
-            assert 0 <= int(ids.min()) and int(ids.max()) < size
+            assert int(ids.min()) >= 0 and int(ids.max()) < size
     assert lm.tokenizer.decode(tokens).shape == (3, 3, 9, 16, 16)
 
 

@@ -39,7 +39,12 @@ def test_text_round_trips(sentence):
 
 def test_blocks_and_who_sees_whom():
     blocks = layout.blocks_of(PYRAMIDS, 2)
-    assert [(b.chunk, b.level, b.start, b.stop) for b in blocks] == [(0, 0, 0, 1), (0, 1, 1, 5), (1, 0, 5, 6), (1, 1, 6, 14)]
+    assert [(b.chunk, b.level, b.start, b.stop) for b in blocks] == [
+        (0, 0, 0, 1),
+        (0, 1, 1, 5),
+        (1, 0, 5, 6),
+        (1, 1, 6, 14),
+    ]
     pads = torch.tensor([0, 2])
     prefix = layout.prefix_intervals(pads, 5)
     assert prefix[0, :, 1].tolist() == [1, 2, 3, 4, 5]
@@ -61,7 +66,7 @@ def test_group_heads_are_distributions(size):
         nll = head.nll(hidden.expand(1, size, 16), codes)
         assert abs(nll.neg().exp().sum().item() - 1) < 1e-4  # over all ids the probabilities sum to one
     ids = head.sample(hidden.expand(1, 500, 16), Sampler(SamplingConfig(guidance=1), [0], hidden.device))
-    assert 0 <= int(ids.min()) and int(ids.max()) < size
+    assert int(ids.min()) >= 0 and int(ids.max()) < size
     with pytest.raises(ValueError, match="power of two of them, got 5000"):
         GroupHead(5000, 16)
 

@@ -108,7 +108,9 @@ def test_two_streams_do_not_meet(tokenizer):
             ids[stream].append(codes)
     for stream, video in enumerate(videos):
         expected = tokenizer.encode(video).ids
-        assert all(torch.equal(a, b) for x, y in zip(ids[stream], expected, strict=True) for a, b in zip(x, y, strict=True))
+        assert all(
+            torch.equal(a, b) for x, y in zip(ids[stream], expected, strict=True) for a, b in zip(x, y, strict=True)
+        )
 
 
 def test_training_pass_agrees_with_inference(tokenizer):
@@ -116,8 +118,11 @@ def test_training_pass_agrees_with_inference(tokenizer):
     with torch.no_grad():
         out = tokenizer(video, torch.tensor([4, 4]))
     tokens = tokenizer.encode(video)
-    same = [(a == b).float().mean().item() for p, q in zip((c.ids for c in out.chunks), tokens.ids, strict=True)
-            for a, b in zip(p, q, strict=True)]
+    same = [
+        (a == b).float().mean().item()
+        for p, q in zip((c.ids for c in out.chunks), tokens.ids, strict=True)
+        for a, b in zip(p, q, strict=True)
+    ]
     assert min(same) > 0.95  # they agree to rounding; a code on a boundary may fall either way
     if min(same) == 1:
         torch.testing.assert_close(out.video.clamp(-1, 1), tokenizer.decode(tokens), atol=1e-4, rtol=1e-4)
