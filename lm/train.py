@@ -1,8 +1,8 @@
 """Training a language model over pyramids: `train_lm(config, out)` learns both directions at once.
 
 Every step writes the pyramids of a batch from their text (a random share of each block hidden, the text dropped now
-and then for guidance) and reads the captions from their coarse levels. The video tokenizer is frozen; clips are tokenized as
-they come.
+and then for guidance) and reads the captions from their coarse levels. The video tokenizer is frozen; clips are
+tokenized as they come.
 """
 
 from __future__ import annotations

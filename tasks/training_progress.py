@@ -22,11 +22,12 @@ class TrainingProgress(Callback):
     def __init__(self, console: Console, what: str) -> None:
         self.console, self.what = console, what
         self.history: list[dict[str, Any]] = []
-        self._begin = self._last = 0.0
+        self._begin = self._last = self._share = 0.0
         self._bar: Any = None
 
     def on_fit_start(self, trainer: Any, module: Any) -> None:
         self._begin = self._last = time.monotonic()
+        self._share = module.schedule.progress(module)  # done before this start, when a run is resumed
         count = sum(p.numel() for p in module.parameters() if p.requires_grad)
         self.console.note(f"{self.what}: {count / 1e6:.2f} M trained parameters on {module.device}, {_length(module)}")
         if sys.stderr.isatty():
@@ -67,7 +68,8 @@ class TrainingProgress(Callback):
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=share, values=f"step {trainer.global_step} {shown}")
             return
-        left = f", {seconds * (1 - share) / share:.0f} s left" if 0.02 < share < 1 else ""
+        done = share - self._share
+        left = f", {seconds * (1 - share) / done:.0f} s left" if done > 0.01 and share < 1 else ""
         self.console.note(f"{self.what}: step {trainer.global_step}, {share:.0%} in {seconds:.0f} s{left}  {shown}")
         self.console.emit(record)
 
