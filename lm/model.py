@@ -28,7 +28,7 @@ from lm.layout import Block
 from lm.sampling import Sampler, SamplingConfig
 from lm.vocabulary import Vocabulary
 from pyramid.levels import check_detail
-from pyramid.tokenizer import PyramidTokenizer, model_folder
+from pyramid.tokenizer import PyramidTokenizer, load_weights, model_folder
 from pyramid.tokens import TokenPyramid
 
 FORMAT_VERSION = 1
@@ -218,7 +218,8 @@ class PyramidLM(nn.Module):
     def caption(self, video: Tensor | TokenPyramid, detail: int | None = None) -> list[str]:
         """One sentence a clip, the most likely word at each step, read from the first `detail` levels (default
         `caption_detail`). video: (B, 3, T, H, W) in [-1, 1], or its tokens."""
-        detail = check_detail(detail or self.config.caption_detail, self.num_levels, "PyramidLM.caption")
+        detail = self.config.caption_detail if detail is None else detail
+        detail = check_detail(detail, self.num_levels, "PyramidLM.caption")
         tokens = self.tokenizer.encode(video, detail) if isinstance(video, Tensor) else video.truncate(detail)
         tokens = tokens.to(self.device)
         x, intervals, positions = self._reading(tokens, detail)
@@ -350,10 +351,8 @@ class PyramidLM(nn.Module):
             folder / "backbone", attn_implementation=register(), dtype=torch.float32
         )
         lm = PyramidLM(LMConfig(**config), tokenizer, text, backbone)
-        missing, unexpected = lm.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
-        missing = [name for name in missing if not name.startswith("backbone.")]
-        if missing or unexpected:
-            raise ValueError(f"PyramidLM: {folder}: weights don't fit: missing {missing}, unexpected {unexpected}")
+        weights = {f"backbone.{name}": tensor for name, tensor in backbone.state_dict().items()}
+        load_weights(lm, weights | load_file(folder / "model.safetensors"), f"PyramidLM: {folder}")
         return lm.to(device).eval()
 
 

@@ -7,6 +7,7 @@ tokenized as they come.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,10 +57,6 @@ class TrainLMConfig:
     loss: LMLossConfig = field(default_factory=LMLossConfig)
     run: RunConfig = field(default_factory=lambda: RunConfig(learning_rate=2e-3, batch_size=16))
     initialize: str | None = None
-
-    def __post_init__(self) -> None:
-        if not self.tokenizer:
-            raise ValueError("tokenizer: expected the folder of a trained tokenizer, got none")
 
 
 class LMTraining(lightning.LightningModule):
@@ -173,6 +170,8 @@ def train_lm(
     last = out / "checkpoints" / "last.ckpt"
     if resume and not last.is_file():
         raise FileNotFoundError(f"train lm: to resume, expected a checkpoint, found no file {last}")
+    if not config.tokenizer:
+        raise ValueError("train lm: tokenizer: expected the folder of a trained tokenizer, got none")
     lightning.seed_everything(config.run.seed, verbose=False)
     video = PyramidTokenizer.from_pretrained(config.tokenizer).config
     train, val = make_datasets(config.data, video.num_frames, video.size, video.fps)
@@ -186,7 +185,9 @@ def train_lm(
     module = LMTraining(config, lm)
     trainer.fit(module, data, ckpt_path=str(last) if resume else None, weights_only=True)
     if trainer.is_global_zero:
-        lm.eval().save_pretrained(out, tokenizer=str(config.tokenizer))
+        local = Path(config.tokenizer).is_dir()
+        named = os.path.relpath(config.tokenizer, out) if local else config.tokenizer
+        lm.eval().save_pretrained(out, tokenizer=named)
     return out
 
 

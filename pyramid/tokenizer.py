@@ -283,8 +283,19 @@ class PyramidTokenizer(nn.Module):
                 f"{table_hash}"
             )
         tokenizer = PyramidTokenizer(TokenizerConfig(levels=levels, **config), table)
-        tokenizer.load_state_dict(load_file(folder / "model.safetensors"))
+        load_weights(tokenizer, load_file(folder / "model.safetensors"), f"PyramidTokenizer: {folder}")
         return tokenizer.to(device).eval()
+
+
+def load_weights(module: nn.Module, weights: dict[str, Tensor], who: str) -> None:
+    """Copy all weights into a module, cast to its dtypes. Raises ValueError, naming `who`, where they don't fit."""
+    own = module.state_dict()
+    missing, unexpected = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    shapes = [name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape]
+    for what, names in (("are missing", missing), ("are unknown", unexpected), ("have another shape", shapes)):
+        if names:
+            raise ValueError(f"{who}: weights don't fit the config: {len(names)} {what}, the first {names[0]}")
+    module.load_state_dict(weights)
 
 
 def model_folder(model: str | Path) -> Path:
@@ -321,4 +332,4 @@ def _check_video(video: Tensor) -> None:
         )
 
 
-__all__ = ["PyramidTokenizer", "TokenizerConfig", "TrainingOutput", "model_folder"]
+__all__ = ["PyramidTokenizer", "TokenizerConfig", "TrainingOutput", "load_weights", "model_folder"]

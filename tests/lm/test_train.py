@@ -72,7 +72,7 @@ def test_prompts_are_dropped_and_reworded(config):
 
 def test_a_missing_tokenizer_is_named(config, tmp_path):
     with pytest.raises(ValueError, match="expected the folder of a trained tokenizer, got none"):
-        load(TrainLMConfig)
+        train_lm(load(TrainLMConfig), tmp_path / "lm")
     broken = load(TrainLMConfig, overrides=[f"tokenizer={tmp_path / 'none'}"])
     with pytest.raises(FileNotFoundError, match="expected a folder with config.json"):
         train_lm(broken, tmp_path / "lm")

@@ -180,6 +180,9 @@ def test_folders_that_do_not_fit_are_refused(tokenizer, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config | {"word_table_hash": "0" * 16}))
     with pytest.raises(ValueError, match="words.safetensors has hash"):
         PyramidTokenizer.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"dim": 32}))
+    with pytest.raises(ValueError, match=r"weights don't fit the config: \d+ have another shape"):
+        PyramidTokenizer.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config | {"format_version": 99}))
     with pytest.raises(ValueError, match="expected a pyramid.tokenizer, version 1"):
         PyramidTokenizer.from_pretrained(tmp_path)
