@@ -15,7 +15,7 @@ from pathlib import Path
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from lm.model import LMConfig, PyramidLM, make_backbone
@@ -23,10 +23,9 @@ from lm.vocabulary import train_text_tokenizer
 from pyramid.config import to_yaml
 from pyramid.data.datamodule import ClipData
 from pyramid.data.sources import DataConfig, make_datasets
-from pyramid.optim import MuonAdamW
-from pyramid.schedule import RunConfig, Schedule
+from pyramid.schedule import RunConfig
 from pyramid.tokenizer import PyramidTokenizer
-from pyramid.train import make_trainer
+from pyramid.training import TrainingModule, make_trainer
 
 # A block of n tokens weighs n^_BLOCK_POWER: a word alone counts for less than a level of bits, but for more than one of
 # its codes.
@@ -59,13 +58,12 @@ class TrainLMConfig:
     initialize: str | None = None
 
 
-class LMTraining(lightning.LightningModule):
+class LMTraining(TrainingModule):
     """Batches are those of `ClipData`: `video`, `caption`, and `paraphrase` where the data has it."""
 
     def __init__(self, config: TrainLMConfig, lm: PyramidLM) -> None:
-        super().__init__()
+        super().__init__(config.run)
         self.config, self.lm = config, lm
-        self.schedule = Schedule(config.run)
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         loss, lm = self.config.loss, self.lm
@@ -124,26 +122,12 @@ class LMTraining(lightning.LightningModule):
         weights = {k: tokens.pyramids[-1].counts[k] ** _BLOCK_POWER for k in levels}
         return sum(weights[k] * value for k, value in levels.items()) / sum(weights.values())
 
-    # The same plumbing as the tokenizer's training.
-    def configure_optimizers(self):
-        run = self.config.run
-        inside = (self.lm.backbone.base_model,)
-        optimizer = MuonAdamW(self, inside, lr=run.learning_rate, weight_decay=run.weight_decay)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule.factor(self, step))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def transfer_batch_to_device(self, batch: dict, device: torch.device, dataloader_idx: int) -> dict:
-        self.lm.tokenizer.to(device)
-        return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+    def inside(self) -> tuple[nn.Module, ...]:
+        return (self.lm.backbone.base_model,)
 
     def on_fit_start(self) -> None:
-        self.schedule.start()
-
-    def on_save_checkpoint(self, checkpoint: dict) -> None:
-        checkpoint["seconds"] = self.schedule.seconds
-
-    def on_load_checkpoint(self, checkpoint: dict) -> None:
-        self.schedule.resume(checkpoint["seconds"])
+        super().on_fit_start()
+        self.lm.tokenizer.to(self.device)  # it is no submodule, so that Lightning does not move it
 
 
 def make_lm(config: TrainLMConfig, captions: Sequence[str]) -> PyramidLM:

@@ -14,18 +14,17 @@ from pathlib import Path
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, WeightAveraging
-from lightning.pytorch.loggers import CSVLogger
-from torch import Tensor
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
 
 from pyramid.config import to_yaml
 from pyramid.data.datamodule import ClipData
 from pyramid.data.sources import DataConfig, make_datasets
 from pyramid.losses import reconstruction_loss, word_set_loss
 from pyramid.metrics import CodeUsage, psnr
-from pyramid.optim import MuonAdamW
-from pyramid.schedule import RunConfig, Schedule, training_precision
+from pyramid.schedule import RunConfig
 from pyramid.tokenizer import PyramidTokenizer, TokenizerConfig, TrainingOutput
+from pyramid.training import TrainingModule, make_trainer
 
 
 @dataclass(frozen=True)
@@ -57,17 +56,16 @@ class TrainTokenizerConfig:
     initialize: str | None = None
 
 
-class TokenizerTraining(lightning.LightningModule):
+class TokenizerTraining(TrainingModule):
     """One optimizer, one pass a step; batches are those of `ClipData`."""
 
     def __init__(self, config: TrainTokenizerConfig) -> None:
-        super().__init__()
+        super().__init__(config.run)
         self.config = config
         if config.initialize:
             self.tokenizer = PyramidTokenizer.from_pretrained(config.initialize).train()
         else:
             self.tokenizer = PyramidTokenizer(config.model)
-        self.schedule = Schedule(config.run)
         self.usage = [CodeUsage(level.quantizer.codebook_size) for level in self.tokenizer.levels.levels]
         self.val_psnr: list[list[Tensor]] = []
 
@@ -140,27 +138,8 @@ class TokenizerTraining(lightning.LightningModule):
             self.log(f"val/psnr_detail{k}", torch.cat(values).mean())
         self.val_psnr.clear()
 
-    # ------------------------------------------------------------------------------------------ plumbing
-
-    def configure_optimizers(self):
-        run = self.config.run
-        inside = (self.tokenizer.encoder, self.tokenizer.decoder)
-        optimizer = MuonAdamW(self, inside, lr=run.learning_rate, weight_decay=run.weight_decay)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule.factor(self, step))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def transfer_batch_to_device(self, batch: dict, device: torch.device, dataloader_idx: int) -> dict:
-        # Lightning's own walk refuses frozen dataclasses, which is what attributes are.
-        return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
-
-    def on_fit_start(self) -> None:
-        self.schedule.start()
-
-    def on_save_checkpoint(self, checkpoint: dict) -> None:
-        checkpoint["seconds"] = self.schedule.seconds
-
-    def on_load_checkpoint(self, checkpoint: dict) -> None:
-        self.schedule.resume(checkpoint["seconds"])
+    def inside(self) -> tuple[nn.Module, ...]:
+        return (self.tokenizer.encoder, self.tokenizer.decoder)
 
     def _whole_chunks(self, video: Tensor) -> Tensor:
         """Fill a clip up to whole chunks and strides, as inference does."""
@@ -195,17 +174,6 @@ def _coverage(tokenizer: PyramidTokenizer, words: list[list[str]], caption: str)
     return len(wanted & said) / len(wanted) if wanted else None
 
 
-def moving_average(decay: float) -> WeightAveraging:
-    """Exponential moving average of the weights, used for validation and for what is saved. The decay warms up, so
-    that a short run is not averaged with its random start."""
-
-    def average(averaged: Tensor, current: Tensor, num_averaged: Tensor | int) -> Tensor:
-        n = float(num_averaged)
-        return averaged.lerp(current, 1 - min(decay, (1 + n) / (10 + n))) if averaged.is_floating_point() else current
-
-    return WeightAveraging(avg_fn=average, use_buffers=False)
-
-
 def train_tokenizer(
     config: TrainTokenizerConfig, out: str | Path, *, callbacks: Sequence[Callback] = (), resume: bool = False
 ) -> Path:
@@ -232,33 +200,3 @@ def train_tokenizer(
         module.tokenizer.eval().save_pretrained(out)
         (out / "seconds.txt").write_text(f"{time.monotonic() - started:.1f}\n", encoding="utf8")
     return out
-
-
-def make_trainer(run: RunConfig, out: Path, callbacks: Sequence[Callback]) -> lightning.Trainer:
-    """The Lightning trainer of both kinds of run: EMA, a checkpoint of the last state, a CSV log, no bar of its own."""
-    log = out / "metrics.csv"
-    if log.exists():  # of a run that is resumed or overwritten: Lightning would delete it
-        log.replace(out / f"metrics.{len(list(out.glob('metrics.*.csv'))) + 1}.csv")
-    checkpoint = ModelCheckpoint(
-        dirpath=out / "checkpoints",
-        filename="last",
-        every_n_train_steps=run.checkpoint_every,
-        enable_version_counter=False,
-    )
-    return lightning.Trainer(
-        max_steps=run.max_steps,
-        max_time={"seconds": int(run.max_minutes * 60)} if run.max_minutes else None,
-        accelerator=run.device,
-        devices=1,
-        precision=training_precision(run.precision, run.device),
-        gradient_clip_val=1.0,
-        val_check_interval=run.val_every,
-        check_val_every_n_epoch=None,
-        limit_val_batches=run.val_batches,
-        num_sanity_val_steps=0,
-        log_every_n_steps=run.log_every,
-        logger=CSVLogger(out, name="", version=""),
-        callbacks=[moving_average(run.ema_decay), checkpoint, *callbacks],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
