@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -52,18 +53,17 @@ def num_block_tokens(blocks: Sequence[Block]) -> int:
     return blocks[-1].stop if blocks else 0
 
 
-def position_features(blocks: Sequence[Block]) -> Tensor:
-    """Where each token is, float32 (N, NUM_FEATURES): which chunk, and its centre in time, height and width of the
-    chunk as sines and cosines. Any grid works; equal places of different levels have equal features."""
-    rows = []
-    for block in blocks:
-        sides = [(torch.arange(n) + 0.5) / n for n in block.grid]
-        centres = torch.stack(torch.meshgrid(*sides, indexing="ij"), dim=-1).reshape(-1, 3)
-        angles = centres[..., None] * (math.pi * 2.0 ** torch.arange(4))
-        waves = torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1)
-        chunk = torch.tensor([float(block.chunk == 0), math.log1p(block.chunk)]).expand(len(waves), 2)
-        rows.append(torch.cat([chunk, waves], dim=1))
-    return torch.cat(rows)
+@lru_cache(maxsize=1024)
+def position_features(chunk: int, grid: tuple[int, int, int]) -> Tensor:
+    """Where each token of a block is, float32 (n, NUM_FEATURES): which chunk, and its centre in time, height and width
+    of the chunk as sines and cosines. Any grid works; equal places of different levels have equal features. Computed
+    once a block: don't write into it."""
+    sides = [(torch.arange(n) + 0.5) / n for n in grid]
+    centres = torch.stack(torch.meshgrid(*sides, indexing="ij"), dim=-1).reshape(-1, 3)
+    angles = centres[..., None] * (math.pi * 2.0 ** torch.arange(4))
+    waves = torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(1)
+    where = torch.tensor([float(chunk == 0), math.log1p(chunk)]).expand(len(waves), 2)
+    return torch.cat([where, waves], dim=1)
 
 
 def prefix_intervals(pads: Tensor, length: int) -> Tensor:

@@ -110,7 +110,7 @@ class PyramidLM(nn.Module):
         x = self.codes[block.level](codes)
         if hidden is not None:
             x = torch.where(hidden[..., None], self.hidden_token.to(x.dtype), x)
-        place = self.place(layout.position_features([block]).to(self.device))
+        place = self.place(layout.position_features(block.chunk, block.grid).to(self.device))
         return x + self.level.weight[block.level] + place + self.seen(seen)
 
     def prefix(self, task: str, detail: int, sentences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

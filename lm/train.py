@@ -25,6 +25,7 @@ from pyramid.data.datamodule import ClipData
 from pyramid.data.sources import DataConfig, make_datasets
 from pyramid.schedule import RunConfig
 from pyramid.tokenizer import PyramidTokenizer
+from pyramid.tokens import TokenPyramid
 from pyramid.training import TrainingModule, make_trainer
 
 # A block of n tokens weighs n^_BLOCK_POWER: a word alone counts for less than a level of bits, but for more than one of
@@ -54,7 +55,7 @@ class TrainLMConfig:
     model: LMConfig = field(default_factory=LMConfig)
     data: DataConfig = field(default_factory=DataConfig)
     loss: LMLossConfig = field(default_factory=LMLossConfig)
-    run: RunConfig = field(default_factory=lambda: RunConfig(learning_rate=2e-3, batch_size=16))
+    run: RunConfig = field(default_factory=RunConfig)
     initialize: str | None = None
 
 
@@ -72,7 +73,7 @@ class LMTraining(TrainingModule):
         levels = lm.generation_loss(tokens.truncate(detail), self._prompts(batch), detail)
         total = self._mean(levels, tokens)
         self.log_dict(
-            {f"train/level{k + 1}": value.detach() for k, value in levels.items()}, batch_size=len(tokens.ids)
+            {f"train/level{k + 1}": value.detach() for k, value in levels.items()}, batch_size=tokens.batch_size
         )
         told = [row for row, caption in enumerate(batch["caption"]) if caption]
         if told:
@@ -99,26 +100,20 @@ class LMTraining(TrainingModule):
         if right:
             self.log("val/caption_exact", sum(right) / len(right), batch_size=len(right))
 
-    def _tokens(self, video: Tensor):
-        with torch.autocast(self.device.type, enabled=False):  # ids are made in fp32, always
+    def _tokens(self, video: Tensor) -> TokenPyramid:
+        with self.exact():
             return self.lm.tokenizer.encode(video).to(self.device)
 
     def _prompts(self, batch: dict) -> list[list[int]]:
-        others = batch.get("paraphrase", batch["caption"])
+        loss, others = self.config.loss, batch.get("paraphrase", batch["caption"])
         draws = torch.rand(len(others), 2).tolist()
         prompts = []
-        for caption, other, (drop, other_words) in zip(batch["caption"], others, draws, strict=True):
-            text = (
-                ""
-                if drop < self.config.loss.drop_text
-                else other
-                if other_words < self.config.loss.paraphrase
-                else caption
-            )
-            prompts.append(self.lm.text_ids(text))
+        for caption, other, (drop, reword) in zip(batch["caption"], others, draws, strict=True):
+            text = other if reword < loss.paraphrase else caption
+            prompts.append([] if drop < loss.drop_text else self.lm.text_ids(text))
         return prompts
 
-    def _mean(self, levels: dict[int, Tensor], tokens) -> Tensor:
+    def _mean(self, levels: dict[int, Tensor], tokens: TokenPyramid) -> Tensor:
         weights = {k: tokens.pyramids[-1].counts[k] ** _BLOCK_POWER for k in levels}
         return sum(weights[k] * value for k, value in levels.items()) / sum(weights.values())
 
@@ -130,9 +125,8 @@ class LMTraining(TrainingModule):
         self.lm.tokenizer.to(self.device)  # it is no submodule, so that Lightning does not move it
 
 
-def make_lm(config: TrainLMConfig, captions: Sequence[str]) -> PyramidLM:
+def make_lm(config: TrainLMConfig, tokenizer: PyramidTokenizer, captions: Sequence[str]) -> PyramidLM:
     """The untrained model of a config; without a pretrained backbone its text tokenizer is learned from `captions`."""
-    tokenizer = PyramidTokenizer.from_pretrained(config.tokenizer)
     if config.initialize:
         return PyramidLM.from_pretrained(config.initialize, tokenizer=tokenizer).train()
     if config.model.backbone:
@@ -157,9 +151,10 @@ def train_lm(
     if not config.tokenizer:
         raise ValueError("train lm: tokenizer: expected the folder of a trained tokenizer, got none")
     lightning.seed_everything(config.run.seed, verbose=False)
-    video = PyramidTokenizer.from_pretrained(config.tokenizer).config
+    tokenizer = PyramidTokenizer.from_pretrained(config.tokenizer)
+    video = tokenizer.config
     train, val = make_datasets(config.data, video.num_frames, video.size, video.fps)
-    lm = make_lm(config, _captions(train))
+    lm = make_lm(config, tokenizer, _captions(train))
     data = ClipData(
         train, val, batch_size=config.run.batch_size, num_workers=config.run.num_workers, seed=config.run.seed
     )

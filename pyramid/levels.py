@@ -7,7 +7,7 @@ all chunks have the same number of levels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -96,8 +96,3 @@ def chunk_lengths(num_frames: int, chunk_frames: int) -> list[int]:
         raise ValueError(f"chunk_lengths: a clip must have at least one frame, got {num_frames}")
     full, rest = divmod(num_frames - 1, chunk_frames)
     return [1, *[chunk_frames] * full, *([rest] if rest else [])]
-
-
-def num_tokens(pyramids: Iterable[Pyramid]) -> int:
-    """Tokens of a clip whose chunks have these pyramids."""
-    return sum(pyramid.num_tokens for pyramid in pyramids)

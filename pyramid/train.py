@@ -7,7 +7,6 @@ run part of the clips skips quantization, so that encoder and decoder learn from
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from pyramid.data.datamodule import ClipData
 from pyramid.data.sources import DataConfig, make_datasets
 from pyramid.losses import reconstruction_loss, word_set_loss
 from pyramid.metrics import CodeUsage, psnr
+from pyramid.quantize import QuantizedChunk
 from pyramid.schedule import RunConfig
 from pyramid.tokenizer import PyramidTokenizer, TokenizerConfig, TrainingOutput
 from pyramid.training import TrainingModule, make_trainer
@@ -47,7 +47,8 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class TrainTokenizerConfig:
-    """The whole of a tokenizer run. `run`: length, batch and optimizer; `initialize`: a model folder to start from."""
+    """The whole of a tokenizer run. `run`: length, batch and optimizer; `initialize`: a model folder to start from,
+    whose config then takes the place of `model`."""
 
     model: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -83,7 +84,7 @@ class TokenizerTraining(TrainingModule):
         video = self._whole_chunks(batch["video"])
         out = self.tokenizer(video, self.sample_detail(len(video)))
         terms = self.losses(out, video, batch["caption"])
-        for chunk in out.chunks[-1:]:
+        for chunk in out.chunks:
             for usage, ids in zip(self.usage, chunk.ids, strict=True):
                 usage.update(ids)
         weights = self.config.loss
@@ -120,10 +121,11 @@ class TokenizerTraining(TrainingModule):
         return terms
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
-        tokens = self.tokenizer.encode(batch["video"])
-        self.val_psnr.append(
-            [psnr(self.tokenizer.decode(tokens, k + 1), batch["video"]) for k in range(tokens.num_levels)]
-        )
+        with self.exact():
+            tokens = self.tokenizer.encode(batch["video"])
+            self.val_psnr.append(
+                [psnr(self.tokenizer.decode(tokens, k + 1), batch["video"]) for k in range(tokens.num_levels)]
+            )
         if self.tokenizer.table is not None and self.tokenizer.word_levels:
             hits = [
                 _coverage(self.tokenizer, clip[-1], caption)
@@ -156,11 +158,11 @@ class TokenizerTraining(TrainingModule):
             usage.reset()
 
 
-def _latent_loss(chunk) -> Tensor:
+def _latent_loss(chunk: QuantizedChunk) -> Tensor:
     """Distance of the latent to each prefix of its pyramid: the levels come to the latent, the latent a little to
     them (VAR, 2404.02905, eq. 5, with beta = 0.25)."""
-    total, prefix = chunk.residual.new_zeros((), dtype=torch.float32), 0
-    latent = (chunk.residual + sum(chunk.values)).float()
+    latent = (chunk.residual + torch.stack(chunk.values).sum(dim=0)).float()
+    total, prefix = latent.new_zeros(()), torch.zeros_like(latent)
     for value in chunk.values:
         prefix = prefix + value.float()
         total = total + (latent.detach() - prefix).square().mean() + 0.25 * (latent - prefix.detach()).square().mean()
@@ -183,20 +185,19 @@ def train_tokenizer(
     Raises ValueError for a config that does not fit the data, FileNotFoundError to resume where nothing was saved.
     """
     out = Path(out)
-    run, model = config.run, config.model
+    run = config.run
     last = out / "checkpoints" / "last.ckpt"
     if resume and not last.is_file():
         raise FileNotFoundError(f"train tokenizer: to resume, expected a checkpoint, found no file {last}")
     lightning.seed_everything(run.seed, verbose=False)
     module = TokenizerTraining(config)
+    model = module.tokenizer.config
     train, val = make_datasets(config.data, model.num_frames, model.size, model.fps)
     data = ClipData(train, val, batch_size=run.batch_size, num_workers=run.num_workers, seed=run.seed)
     out.mkdir(parents=True, exist_ok=True)
     (out / "train_config.yaml").write_text(to_yaml(config), encoding="utf8")
     trainer = make_trainer(run, out, callbacks)
-    started = time.monotonic()
     trainer.fit(module, data, ckpt_path=str(last) if resume else None, weights_only=True)
     if trainer.is_global_zero:
         module.tokenizer.eval().save_pretrained(out)
-        (out / "seconds.txt").write_text(f"{time.monotonic() - started:.1f}\n", encoding="utf8")
     return out

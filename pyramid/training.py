@@ -27,6 +27,10 @@ class TrainingModule(lightning.LightningModule):
         """The modules whose matrices Muon trains."""
         raise NotImplementedError
 
+    def exact(self) -> torch.autocast:
+        """Context without autocast: ids are made, and figures taken, in float32 whatever the training's precision."""
+        return torch.autocast(self.device.type, enabled=False)
+
     def configure_optimizers(self):
         optimizer = MuonAdamW(self, self.inside(), lr=self.run.learning_rate, weight_decay=self.run.weight_decay)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.schedule.factor(self, step))

@@ -3,7 +3,7 @@
 from pyramid.quantize.base import Quantized, Quantizer
 from pyramid.quantize.bits import BitQuantizer
 from pyramid.quantize.fsq import FSQQuantizer
-from pyramid.quantize.residual import LevelConfig, ResidualPyramid
+from pyramid.quantize.residual import LevelConfig, QuantizedChunk, ResidualPyramid
 from pyramid.quantize.vq import VectorQuantizer
 from pyramid.quantize.words import WordQuantizer
 
@@ -12,6 +12,7 @@ __all__ = [
     "FSQQuantizer",
     "LevelConfig",
     "Quantized",
+    "QuantizedChunk",
     "Quantizer",
     "ResidualPyramid",
     "VectorQuantizer",

@@ -120,17 +120,17 @@ class ResidualPyramid(nn.Module):
         """latent (B, D, T, H, W) of one chunk -> its first `detail` levels (all by default)."""
         grid = latent.shape[2:]
         residual = latent
-        out = QuantizedChunk([], [], [], [], residual)
+        values, ids, queries, losses = [], [], [], []
         for level, part in list(zip(self.pyramid(grid).levels, self.levels, strict=True))[:detail]:
             query = part.query(residual, level)
             quantized = part.quantizer.quantize(query)
             value = part.value(quantized.codes, grid)
             residual = residual - value
-            out.values.append(value)
-            out.ids.append(quantized.ids)
-            out.queries.append(query)
-            out.losses.append(quantized.loss)
-        return QuantizedChunk(out.values, out.ids, out.queries, out.losses, residual)
+            values.append(value)
+            ids.append(quantized.ids)
+            queries.append(query)
+            losses.append(quantized.loss)
+        return QuantizedChunk(values, ids, queries, losses, residual)
 
     def decode(self, ids: Sequence[Tensor], grid: Sequence[int]) -> Tensor:
         """Ids of the first k levels, int64 (B, t, h, w) each -> the latent at detail k, (B, D, T, H, W)."""

@@ -53,7 +53,7 @@ def test_blocks_and_who_sees_whom():
     assert clean[1, 1].tolist()[:2] == [2, 10]  # from behind the pads to the end of its own block
     masked = layout.masked_intervals(blocks, pads, 5, 19)
     assert masked[0, 1].tolist() == [0, 6, 20, 24]  # all before its clean copy, and its own masked copy
-    assert layout.position_features(blocks).shape == (14, layout.NUM_FEATURES)
+    assert layout.position_features(1, (2, 2, 2)).shape == (8, layout.NUM_FEATURES)
 
 
 @pytest.mark.parametrize("size", [2, 256, 1000, 4096, 1 << 18])

@@ -44,7 +44,7 @@ def test_two_clips_are_overfitted_in_both_directions(config):
     torch.manual_seed(0)
     items = ShapesDataset(preset("mini")).__getitems__([0, 1])
     captions = [item["caption"] for item in items]
-    lm = make_lm(config, captions)
+    lm = make_lm(config, PyramidTokenizer.from_pretrained(config.tokenizer), captions)
     tokens = lm.tokenizer.encode(torch.stack([item["video"] for item in items]))
     sentences = [lm.text_ids(caption) for caption in captions]
     optimizer = MuonAdamW(lm, (lm.backbone.base_model,), lr=4e-3, weight_decay=0.0)
@@ -62,7 +62,7 @@ def test_two_clips_are_overfitted_in_both_directions(config):
 
 def test_prompts_are_dropped_and_reworded(config):
     torch.manual_seed(0)
-    lm = make_lm(config, ["a red star"])
+    lm = make_lm(config, PyramidTokenizer.from_pretrained(config.tokenizer), ["a red star"])
     module = LMTraining(config, lm)
     prompts = module._prompts({"caption": ["a red star"] * 2000, "paraphrase": ["a scarlet star"] * 2000})
     lengths = {len(prompt) for prompt in prompts}
