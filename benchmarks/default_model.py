@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import platform
 import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -16,6 +18,7 @@ from pyramid.data.shapes import ShapesDataset, preset
 from pyramid.metrics import psnr, ssim
 from tasks.judge import ATTRIBUTES, Judge, agreement, judge_accuracy, wanted
 from tasks.models import default_model, load_lm
+from tasks.showcase import through_files
 
 BATCH = 50
 
@@ -35,6 +38,7 @@ def main() -> None:
         items = ShapesDataset(preset("mini"), split).__getitems__(range(arguments.clips))
         truth = [wanted(item["attributes"]) for item in items]
         captions: list[str] = []
+        from_files: list[str] = []
         figures = {name: torch.zeros(lm.num_levels) for name in ("psnr", "ssim")}
         rebuilt: dict[int, list[dict[str, str]]] = {k: [] for k in details}
         written: dict[int, list[dict[str, str]]] = {k: [] for k in details}
@@ -44,6 +48,8 @@ def main() -> None:
             videos = torch.stack([item["video"] for item in batch])
             tokens = tokenizer.encode(videos)
             captions += lm.caption(tokens)
+            with TemporaryDirectory() as folder:
+                from_files += lm.caption(tokenizer.encode(through_files(batch, Path(folder), tokenizer)))
             begin = time.perf_counter()
             generated = lm.generate([item["caption"] for item in batch], seed=arguments.seed + start)
             seconds += time.perf_counter() - begin
@@ -54,9 +60,11 @@ def main() -> None:
                 rebuilt[k] += judge.attributes(again)
                 written[k] += judge.attributes(tokenizer.decode(generated, k))
         read = agreement([grammar.parse(text) for text in captions], truth, tuple(ATTRIBUTES))
+        read_files = agreement([grammar.parse(text) for text in from_files], truth, tuple(ATTRIBUTES))
         counts = [tokens.num_tokens(k) for k in details]
         print(f"\n{split}: {len(items)} clips")
         print(f"  captions from {counts[lm.config.caption_detail - 1]} of {counts[-1]} tokens: {_row(read)}")
+        print(f"  captions of the same clips written as mp4 and read back: {_row(read_files)}")
         for k in details:
             print(
                 f"  detail {k}, {counts[k - 1]:3d} tokens: PSNR {figures['psnr'][k - 1]:.2f} dB, "

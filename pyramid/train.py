@@ -16,7 +16,6 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
-from pyramid.config import to_yaml
 from pyramid.data.datamodule import ClipData
 from pyramid.data.sources import DataConfig, make_datasets
 from pyramid.losses import reconstruction_loss, word_set_loss
@@ -24,7 +23,7 @@ from pyramid.metrics import CodeUsage, psnr
 from pyramid.quantize import QuantizedChunk
 from pyramid.schedule import RunConfig
 from pyramid.tokenizer import PyramidTokenizer, TokenizerConfig, TrainingOutput
-from pyramid.training import TrainingModule, make_trainer
+from pyramid.training import TrainingModule, check_resume, fit
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,8 @@ class TrainTokenizerConfig:
 
 
 class TokenizerTraining(TrainingModule):
-    """One optimizer, one pass a step; batches are those of `ClipData`."""
+    """One optimizer, one pass a step; batches are those of `ClipData`. The encoder sees `seen` where a batch has it,
+    the decoder is to give `video`."""
 
     def __init__(self, config: TrainTokenizerConfig) -> None:
         super().__init__(config.run)
@@ -82,7 +82,8 @@ class TokenizerTraining(TrainingModule):
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         video = self._whole_chunks(batch["video"])
-        out = self.tokenizer(video, self.sample_detail(len(video)))
+        seen = self._whole_chunks(batch["seen"]) if "seen" in batch else video
+        out = self.tokenizer(seen, self.sample_detail(len(video)))
         terms = self.losses(out, video, batch["caption"])
         for chunk in out.chunks:
             for usage, ids in zip(self.usage, chunk.ids, strict=True):
@@ -182,22 +183,17 @@ def train_tokenizer(
     """Train, and write to `out`: the model folder itself (config.json, model.safetensors, words.safetensors),
     train_config.yaml, metrics.csv and checkpoints/last.ckpt (for resuming only). Returns `out`.
 
-    Raises ValueError for a config that does not fit the data, FileNotFoundError to resume where nothing was saved.
+    Raises ValueError for a config that does not fit the data or, to resume, the run; FileNotFoundError to resume where
+    nothing was saved; KeyboardInterrupt when it is stopped, after saving a checkpoint to resume from.
     """
     out = Path(out)
-    run = config.run
-    last = out / "checkpoints" / "last.ckpt"
-    if resume and not last.is_file():
-        raise FileNotFoundError(f"train tokenizer: to resume, expected a checkpoint, found no file {last}")
-    lightning.seed_everything(run.seed, verbose=False)
+    if resume:
+        check_resume(config, out, "train tokenizer")
+    lightning.seed_everything(config.run.seed, verbose=False)
     module = TokenizerTraining(config)
-    model = module.tokenizer.config
+    model, run = module.tokenizer.config, config.run
     train, val = make_datasets(config.data, model.num_frames, model.size, model.fps)
     data = ClipData(train, val, batch_size=run.batch_size, num_workers=run.num_workers, seed=run.seed)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "train_config.yaml").write_text(to_yaml(config), encoding="utf8")
-    trainer = make_trainer(run, out, callbacks)
-    trainer.fit(module, data, ckpt_path=str(last) if resume else None, weights_only=True)
-    if trainer.is_global_zero:
+    if fit(module, data, config, out, callbacks, resume):
         module.tokenizer.eval().save_pretrained(out)
     return out

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from torch.utils.data import Dataset
 
 from pyramid.data.folder import FolderDataset
+from pyramid.data.recode import RecodedClips
 from pyramid.data.shapes import ShapesDataset, preset
+from pyramid.data.video import VideoError, probe
+
+_VALIDATION = ("val", "validation")  # names of the split to validate on
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """`source` "shapes": the procedural world, `preset` "mini" or "full"; "folder": the clips under `path`, with
     captions from `metadata` (default: metadata.jsonl in the folder), broken ones by `policy`. `num_clips`: of the
-    training split of shapes; `num_val`: clips held out for validation."""
+    training split of shapes; `num_val`: clips held out for validation; `recoded`: share of the training clips of shapes
+    that the encoder sees as a video codec leaves them (`recode.py`), clips of a folder having been files already."""
 
     source: Literal["shapes", "folder"] = "shapes"
     preset: str = "mini"
     seed: int = 0
     num_clips: int = 1 << 20
     num_val: int = 128
+    recoded: float = 0.0
     path: str | None = None
     metadata: str | None = None
     fit: Literal["crop", "pad", "stretch"] = "crop"
@@ -31,27 +39,61 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.source == "folder" and self.path is None:
             raise ValueError("path: a folder of clips is needed for source=folder, got none")
+        if self.source == "folder" and self.recoded:
+            raise ValueError(f"recoded: expected 0 for source=folder (its clips are files already), got {self.recoded}")
+        if not 0 <= self.recoded <= 1:
+            raise ValueError(f"recoded: expected a share from 0 to 1, got {self.recoded}")
+        for name in ("num_clips", "num_val"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
 
 
 def make_datasets(config: DataConfig, num_frames: int, size: tuple[int, int], fps: float) -> tuple[Dataset, Dataset]:
     """Training and validation clips of this length, size (height, width) and frame rate; items as `folder.py` and
-    `shapes.py` say. A folder without a split "val" is cut by index: the last clips, a tenth at most, are held out.
+    `shapes.py` say.
 
-    Raises ValueError for an unknown preset, a missing folder, or one with fewer than two clips.
+    A folder with splits, by its metadata or its folders, trains on "train" and validates on "val" (or "validation"),
+    and on nothing else. Without such a validation split, or without any split, a random tenth of the training clips
+    is held out, `num_val` at most, of those that open; the same clips for the same seed.
+
+    Raises ValueError for an unknown preset, a missing folder, splits without "train", or fewer than two clips to share
+    out; sides that are odd, where clips are to be recoded.
     """
     if config.source == "shapes":
-        world = preset(config.preset, height=size[0], width=size[1], num_frames=num_frames, fps=fps, seed=config.seed)
-        return ShapesDataset(world, "train", config.num_clips), ShapesDataset(world, "val", config.num_val)
-    shape = {"num_frames": num_frames, "size": size, "fps": fps, "fit": config.fit, "policy": config.policy}
-    shape |= {"metadata": config.metadata, "seed": config.seed}
+        return _shapes(config, num_frames, size, fps)
+    shape: dict[str, Any] = {"num_frames": num_frames, "size": size, "fps": fps, "fit": config.fit}
+    shape |= {"policy": config.policy, "metadata": config.metadata, "seed": config.seed}
     root = Path(config.path or "")
     everything = FolderDataset(root, crop="random", **shape)
-    splits = {clip.split for clip in everything.clips}
-    if {"train", "val"} <= splits or ((root / "train").is_dir() and (root / "val").is_dir()):
-        return FolderDataset(root, split="train", **shape), FolderDataset(root, split="val", **shape)
-    held_out = min(config.num_val, max(1, len(everything.clips) // 10))
-    if len(everything.clips) < 2:
-        raise ValueError(f"{root}: expected at least 2 clips, one of them to validate on, got {len(everything.clips)}")
-    val = FolderDataset(root, crop="center", **shape)
-    val.clips, everything.clips = val.clips[-held_out:], everything.clips[:-held_out]
-    return everything, val
+    splits = {clip.split for clip in everything.clips} & {"train", *_VALIDATION, "test"}
+    if splits and "train" not in splits:
+        raise ValueError(f"{root}: expected a split 'train', found only {', '.join(sorted(splits))}")
+    train = FolderDataset(root, split="train", **shape) if splits else everything
+    for name in _VALIDATION:
+        if name in splits:
+            return train, FolderDataset(root, split=name, **shape)
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(config.seed)).tolist()
+    count = min(config.num_val, max(1, len(train) // 10))
+    held_out = set(islice((index for index in order if _opens(train.clips[index].path)), count))
+    if not held_out or len(held_out) == len(train):
+        raise ValueError(f"{root}: expected 2 clips or more that open, one to validate on, got {len(held_out)}")
+    kept = [index for index in range(len(train)) if index not in held_out]
+    return train.subset(kept), train.subset(sorted(held_out), crop="center")
+
+
+def _opens(path: Path) -> bool:
+    try:
+        probe(path)
+    except VideoError:
+        return False
+    return True
+
+
+def _shapes(config: DataConfig, num_frames: int, size: tuple[int, int], fps: float) -> tuple[Dataset, Dataset]:
+    world = preset(config.preset, height=size[0], width=size[1], num_frames=num_frames, fps=fps, seed=config.seed)
+    train: Dataset = ShapesDataset(world, "train", config.num_clips)
+    if config.recoded:
+        if size[0] % 2 or size[1] % 2:
+            raise ValueError(f"recoded: expected clips with even sides, got {size[0]}x{size[1]}")
+        train = RecodedClips(train, config.recoded, seed=config.seed)
+    return train, ShapesDataset(world, "val", config.num_val)

@@ -10,6 +10,7 @@ from pyramid.data.shapes import ShapesDataset, preset
 from pyramid.metrics import psnr
 from tasks.judge import ATTRIBUTES, Judge, agreement, judge_accuracy, wanted
 from tasks.models import DEFAULT, load_lm
+from tasks.showcase import caption_all, through_files
 
 pytestmark = pytest.mark.skipif(not (DEFAULT / "lm" / "config.json").is_file(), reason="the shipped model is absent")
 COUNT = 96
@@ -39,14 +40,20 @@ def test_reconstruction_rises_with_every_detail(lm, videos):
     tokens = lm.tokenizer.encode(videos)
     figures = [psnr(lm.tokenizer.decode(tokens, k), videos).mean().item() for k in range(1, lm.num_levels + 1)]
     assert figures == sorted(figures) and len(set(figures)) == len(figures)
-    assert figures[-1] >= 27
+    assert figures[-1] >= 28
 
 
 def test_captions_are_right_from_few_tokens(lm, items, videos):
     tokens = lm.tokenizer.encode(videos)
     assert tokens.num_tokens(lm.config.caption_detail) <= 0.15 * tokens.num_tokens()
     found = [grammar.parse(text) for text in lm.caption(tokens)]
-    assert agreement(found, [wanted(item["attributes"]) for item in items], tuple(ATTRIBUTES))["all"] >= 0.85
+    assert agreement(found, [wanted(item["attributes"]) for item in items], tuple(ATTRIBUTES))["all"] >= 0.95
+
+
+def test_captions_of_files_are_as_right(lm, items, tmp_path):
+    """H.264 in 4:2:0 blurs small objects; what the verb `caption` reads is such a file."""
+    found = [grammar.parse(text) for text in caption_all(lm, through_files(items, tmp_path, lm.tokenizer))]
+    assert agreement(found, [wanted(item["attributes"]) for item in items], tuple(ATTRIBUTES))["all"] >= 0.9
 
 
 def test_the_judge_can_be_believed():
@@ -56,4 +63,4 @@ def test_the_judge_can_be_believed():
 def test_generated_clips_show_what_was_asked(lm, items):
     tokens = lm.generate([item["caption"] for item in items], seed=100)
     found = Judge.load(DEFAULT / "judge").attributes(lm.tokenizer.decode(tokens))
-    assert agreement(found, [wanted(item["attributes"]) for item in items])["all"] >= 0.70
+    assert agreement(found, [wanted(item["attributes"]) for item in items])["all"] >= 0.80

@@ -45,13 +45,14 @@ def test_captions_are_counted_by_all_four_attributes(tokenizer, tmp_path):
     true = [wanted(item["attributes"]) for item in items]
     said[0] = said[0].replace(true[0]["shape"], "ring" if true[0]["shape"] != "ring" else "star")
     said[1] = said[1].replace(true[1]["colour"], "cyan" if true[1]["colour"] != "cyan" else "red")
-    parrot = Parrot(tokenizer, {8: said, 1: ["a small red star moves left"]})
-    part = showcase.show_captions(parrot, tmp_path / "clips", count=8, in_files=2)
+    parrot = Parrot(tokenizer, {8: said})
+    part = showcase.show_captions(parrot, tmp_path / "clips", count=8, shown=2)
     assert part.figures["exact_match"] == 6 / 8
     assert part.figures["by_attribute"] == {"shape": 7 / 8, "colour": 7 / 8, "size": 1.0, "motion": 1.0}
     assert part.figures["n"] == 8
     assert 0 < part.figures["tokens_read"] < part.figures["tokens_total"]
-    assert sorted(path.name for path in (tmp_path / "clips").iterdir()) == ["00.mp4", "01.mp4"]
+    assert sorted(path.name for path in (tmp_path / "clips").iterdir()) == ["combinations", "test"]
+    assert len(list((tmp_path / "clips" / "test").glob("*.mp4"))) == 8
 
 
 def test_generated_clips_are_counted_by_detail(tokenizer, tmp_path):
