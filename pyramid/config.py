@@ -10,6 +10,7 @@ typed, and an error of a `__post_init__` names the path of the part that raised 
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -75,6 +76,20 @@ def to_dict(cfg: Any) -> dict[str, Any]:
     return plain(cfg)
 
 
+def flatten(cfg: Any) -> dict[str, Any]:
+    """A config dataclass as one dict of scalars, keyed by full path: "run.max_steps", "model.levels.0.bits"."""
+
+    def walk(value: Any, path: str) -> dict[str, Any]:
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        flat: dict[str, Any] = {}
+        for key, item in items:
+            name = f"{path}{key}"
+            flat |= walk(item, f"{name}.") if isinstance(item, (Mapping, list)) else {name: item}
+        return flat
+
+    return walk(to_dict(cfg), "")
+
+
 def _read_yaml(path: Path) -> DictConfig:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected a YAML file, found {'a folder' if path.is_dir() else 'nothing'}")
@@ -112,6 +127,10 @@ def _explain(error: Exception, merged: DictConfig) -> str:
     """One line: the full path of the key, then what is wrong with it."""
     message = " ".join(str(error).split("\n")[0].split())
     full_key = getattr(error, "full_key", None)
+    if wrong := re.search(r"(\S+) is not a subclass of (\w+). value: (.*)", message):
+        message = f"expected the keys of {wrong[2]}, got {wrong[3]}"
+    if "TupleConfig" in message:
+        message = "expected an item that is there; a longer list is given whole, as key=[...]"
     if getattr(error, "object_type", None) is not None and "not in" in message and "Did you mean" not in message:
         parent = OmegaConf.select(merged, str(full_key).rpartition(".")[0]) if "." in str(full_key) else merged
         if isinstance(parent, DictConfig):

@@ -12,8 +12,9 @@ import torch
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A run ends at `max_steps` or after `max_minutes`, whichever comes first (-1 and 0 mean no limit). The learning
-    rate warms up over `warmup_steps` and falls as a cosine to a fiftieth over the limit that is nearer its end."""
+    """A run ends at `max_steps` or after `max_minutes`, whichever comes first (0 or -1 steps, and 0 minutes, are no
+    limit). The learning rate warms up over `warmup_steps` and falls as a cosine to a fiftieth over the limit that is
+    nearer its end."""
 
     max_steps: int = -1
     max_minutes: float = 10.0
@@ -32,10 +33,22 @@ class RunConfig:
     checkpoint_every: int = 200
 
     def __post_init__(self) -> None:
-        if self.max_steps < 0 and self.max_minutes <= 0:
+        for name in ("batch_size", "log_every", "val_every", "val_batches", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("max_minutes", "warmup_steps", "weight_decay", "num_workers"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if self.max_steps < -1:
+            raise ValueError(f"max_steps must be at least -1, got {self.max_steps}")
+        if self.max_steps <= 0 and self.max_minutes == 0:
             raise ValueError("max_steps or max_minutes must set an end, got neither")
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be above 0, got {self.learning_rate}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be from 0 to below 1, got {self.ema_decay}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be from 0 to {2**32 - 1}, got {self.seed}")
 
 
 class Schedule:

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
-import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, WeightAveraging
+from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
+from pyramid.config import flatten, load, to_yaml
 from pyramid.optim import MuonAdamW
 from pyramid.schedule import RunConfig, Schedule, training_precision
 
+CONFIG = "train_config.yaml"
+# What may change when a run is resumed; the learning rate, say, is part of the optimizer's saved state.
+_FREE = {
+    f"run.{name}"
+    for name in ("max_steps", "max_minutes", "precision", "device", "num_workers")
+    + ("log_every", "val_every", "val_batches", "checkpoint_every")
+}
 
-class TrainingModule(lightning.LightningModule):
+
+class TrainingModule(LightningModule):
     """One optimizer, a schedule by steps or by the clock that a checkpoint remembers, batches of `ClipData`."""
 
     def __init__(self, run: RunConfig) -> None:
@@ -50,7 +61,7 @@ class TrainingModule(lightning.LightningModule):
         self.schedule.resume(checkpoint["seconds"])
 
 
-def moving_average(decay: float) -> WeightAveraging:
+def moving_average(decay: float, device: torch.device) -> WeightAveraging:
     """Exponential moving average of the weights, used for validation and for what is saved. The decay warms up, so
     that a short run is not averaged with its random start."""
 
@@ -58,23 +69,47 @@ def moving_average(decay: float) -> WeightAveraging:
         n = float(num_averaged)
         return averaged.lerp(current, 1 - min(decay, (1 + n) / (10 + n))) if averaged.is_floating_point() else current
 
-    return WeightAveraging(avg_fn=average, use_buffers=False)
+    return WeightAveraging(device=device, avg_fn=average, use_buffers=False)
 
 
-def make_trainer(run: RunConfig, out: Path, callbacks: Sequence[Callback]) -> lightning.Trainer:
+class LastCheckpoint(Callback):
+    """Keeps the state of a run in `path`: every `every` steps, when it is interrupted, and at its end, before the
+    weights give way to their average. The file is always whole."""
+
+    def __init__(self, path: Path, every: int) -> None:
+        self.path, self.every = path, every
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step % self.every == 0:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: Trainer, *args: Any) -> None:
+        self._save(trainer)
+
+    def on_exception(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step > 0 and trainer.training:
+            self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        part = self.path.with_name(f".{self.path.name}.partial")
+        trainer.save_checkpoint(part)
+        if trainer.is_global_zero:
+            part.replace(self.path)
+
+
+def make_trainer(run: RunConfig, out: Path, callbacks: Sequence[Callback]) -> Trainer:
     """The Lightning trainer of both kinds of run: EMA, a checkpoint of the last state, a CSV log, no bar of its own."""
     log = out / "metrics.csv"
     if log.exists():  # of a run that is resumed or overwritten: Lightning would delete it
         log.replace(out / f"metrics.{len(list(out.glob('metrics.*.csv'))) + 1}.csv")
-    checkpoint = ModelCheckpoint(
-        dirpath=out / "checkpoints",
-        filename="last",
-        every_n_train_steps=run.checkpoint_every,
-        enable_version_counter=False,
-    )
-    return lightning.Trainer(
-        max_steps=run.max_steps,
-        max_time={"seconds": int(run.max_minutes * 60)} if run.max_minutes else None,
+    on_cuda = run.device == "cuda" or (run.device == "auto" and torch.cuda.is_available())
+    kept = [
+        LastCheckpoint(checkpoint_of(out), run.checkpoint_every),  # before the average: it is to see the weights
+        moving_average(run.ema_decay, torch.device("cuda" if on_cuda else "cpu")),
+    ]
+    return Trainer(
+        max_steps=run.max_steps or -1,
+        max_time=timedelta(minutes=run.max_minutes) if run.max_minutes else None,
         accelerator=run.device,
         devices=1,
         precision=training_precision(run.precision, run.device),
@@ -85,7 +120,51 @@ def make_trainer(run: RunConfig, out: Path, callbacks: Sequence[Callback]) -> li
         num_sanity_val_steps=0,
         log_every_n_steps=run.log_every,
         logger=CSVLogger(out, name="", version=""),
-        callbacks=[moving_average(run.ema_decay), checkpoint, *callbacks],
+        callbacks=[*kept, *callbacks],
+        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+
+
+def checkpoint_of(out: Path) -> Path:
+    return out / "checkpoints" / "last.ckpt"
+
+
+def check_resume(config: Any, out: Path, who: str) -> None:
+    """Whether the run in `out` can go on with `config`: all of it must be what the run began with, but for where the
+    run ends, what it logs and where it runs.
+
+    Raises FileNotFoundError where there is no checkpoint, ValueError for a config that differs: which keys.
+    """
+    for file in (checkpoint_of(out), out / CONFIG):
+        if not file.is_file():
+            raise FileNotFoundError(f"{who}: to resume, expected a checkpoint, found no file {file}")
+    begun, wanted = flatten(load(type(config), out / CONFIG)), flatten(config)
+    changed = sorted(key for key in begun | wanted if key not in _FREE and wanted.get(key) != begun.get(key))
+    if changed:
+        raise ValueError(f"{who}: to resume {out}, expected the config it began with, got another {', '.join(changed)}")
+
+
+def fit(
+    module: TrainingModule,
+    data: LightningDataModule,
+    config: Any,
+    out: Path,
+    callbacks: Sequence[Callback],
+    resume: bool,
+) -> bool:
+    """Train, logging and saving in `out`; beside the checkpoint there is the config, train_config.yaml. Returns whether
+    this process is the one to save the model.
+
+    Raises KeyboardInterrupt where the user stopped it, after saving a checkpoint.
+    """
+    checkpoint_of(out).parent.mkdir(parents=True, exist_ok=True)
+    trainer = make_trainer(config.run, out, callbacks)
+    if trainer.is_global_zero:
+        (out / CONFIG).write_text(to_yaml(config), encoding="utf8")
+    try:
+        trainer.fit(module, data, ckpt_path=str(checkpoint_of(out)) if resume else None, weights_only=True)
+    except SystemExit:  # what Lightning makes of Ctrl-C
+        raise KeyboardInterrupt from None
+    return trainer.is_global_zero

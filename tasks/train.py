@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -49,7 +50,7 @@ def tokenizer(
     from pyramid.train import TrainTokenizerConfig, train_tokenizer
 
     with Console("train tokenizer", as_json) as console:
-        cfg = read_config(TrainTokenizerConfig, "pyramid", config, overrides, seed, device)
+        cfg = read_config(TrainTokenizerConfig, "pyramid", config, overrides, seed, device, out if resume else None)
         return _run(console, cfg, train_tokenizer, out, overwrite, print_config, resume)
 
 
@@ -67,9 +68,13 @@ def lm(
 ) -> int:
     """Train a language model over a tokenizer's pyramids; writes a model folder."""
     from lm.train import TrainLMConfig, train_lm
+    from tasks.models import part_of
 
     with Console("train lm", as_json) as console:
-        cfg = read_config(TrainLMConfig, "lm", config, overrides, seed, device)
+        cfg = read_config(TrainLMConfig, "lm", config, overrides, seed, device, out if resume else None)
+        if not cfg.tokenizer:
+            cfg = dataclasses.replace(cfg, tokenizer=str(part_of(None, "tokenizer")))
+            console.note("train lm: over the shipped tokenizer; another is chosen by tokenizer=FOLDER")
         return _run(console, cfg, train_lm, out, overwrite, print_config, resume)
 
 
@@ -80,13 +85,19 @@ def read_config(
     overrides: list[str] | None,
     seed: int | None = None,
     device: str | None = None,
+    resumed: Path | None = None,
 ) -> T:
-    """Defaults < files < key=value < the short flags."""
+    """Defaults < the config of the run that is resumed < files < key=value < the short flags."""
     from pyramid.config import load
 
+    paths = [config_path(name, package) for name in files or ()]
+    if resumed is not None:
+        from pyramid.training import CONFIG
+
+        paths.insert(0, resumed / CONFIG)
     short = [f"run.seed={seed}"] if seed is not None else []
     short += [f"run.device={_accelerator(device)}"] if device is not None else []
-    return load(schema, *(config_path(name, package) for name in files or ()), overrides=[*(overrides or ()), *short])
+    return load(schema, *paths, overrides=[*(overrides or ()), *short])
 
 
 def config_path(name: str, package: str) -> Path:

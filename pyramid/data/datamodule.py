@@ -7,10 +7,12 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from pyramid.data.folder import FolderDataset
+from pyramid.data.video import VideoWarning
 
 
 def collate_clips(items: list[dict]) -> dict:
@@ -98,10 +100,10 @@ class ClipData(lightning.LightningDataModule):
         return [] if self.val is None else self._loader(self.val, training=False)
 
     def teardown(self, stage: str) -> None:
-        """Reports broken clips, once, at the end."""
+        """Reports broken clips, once, at the end: a `VideoWarning` for each data set that has any."""
         for dataset in (self.train, self.val):
             if isinstance(dataset, FolderDataset) and dataset.num_broken:
-                lightning.pytorch.utilities.rank_zero_warn(dataset.summary())
+                rank_zero_warn(dataset.summary(), category=VideoWarning)
 
     def _loader(self, dataset: Dataset, training: bool) -> DataLoader:
         options: dict[str, Any] = {

@@ -1,13 +1,14 @@
 """`folder`: a folder of clips, in any depth, as a data set of equal clips with captions.
 
 What is in the set: with a metadata file (JSON lines), the clips that it lists, in its order; without one, every file
-under `root` with a suffix of `CLIP_SUFFIXES`, sorted by path, with empty captions. A metadata line holds
+under `root` with a suffix of `CLIP_SUFFIXES`, sorted by path, with empty captions. Metadata is `metadata.jsonl` in
+`root`, or in the folders right under it (`train/metadata.jsonl`, ...), or a file that is named. A line holds
 
     file_name or path   relative to the metadata file's folder
     caption or text     optional
     label, split        optional
 
-Splits: the `split` field where there is metadata, else a sub-folder of `root` with that name.
+A clip's split: the field, or else the folder right under `root` that it lies in.
 
 Which frames: num_frames at `fps`, from a random place for training and from the middle otherwise. The place depends on
 (seed, epoch, index) alone, not on the worker. A shorter clip repeats its last frame; `num_valid` says how many are
@@ -16,9 +17,11 @@ its own.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +72,22 @@ def find_clips(root: str | os.PathLike) -> list[Clip]:
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in CLIP_SUFFIXES:
                 found.append(Path(folder, name))
     return [Clip(path) for path in sorted(found)]
+
+
+def find_metadata(root: Path) -> list[Path]:
+    """`metadata.jsonl` in `root`, else those in the folders right under it, sorted; none is an empty list."""
+    if (root / "metadata.jsonl").is_file():
+        return [root / "metadata.jsonl"]
+    return sorted(path for path in root.glob("*/metadata.jsonl") if not path.parent.name.startswith("."))
+
+
+def _folder_under(root: Path, path: Path) -> str | None:
+    """Name of the folder right under `root` that holds `path`; None where `path` lies elsewhere or in `root` itself."""
+    try:
+        inside = path.relative_to(root).parts
+    except ValueError:
+        return None
+    return inside[0] if len(inside) > 1 else None
 
 
 def read_metadata(path: str | os.PathLike) -> list[Clip]:
@@ -125,7 +144,7 @@ class FolderDataset(Dataset):
         policy: "raise" stops at a clip that cannot be read; "skip" gives the next readable clip in its place, counts
             it and leaves it out from then on (`num_broken`, `summary`).
         split: which split; None for all.
-        metadata: a JSON-lines file; `root/metadata.jsonl` is used where it exists.
+        metadata: a JSON-lines file, instead of `metadata.jsonl`.
         crop: "random", "center" or "start"; by default random unless `split` is something other than "train".
         seed: of the random crops.
 
@@ -161,31 +180,38 @@ class FolderDataset(Dataset):
         self.root, self.split, self.num_frames, self.size = Path(root), split, num_frames, tuple(size)
         self.fps, self.fit, self.policy, self.crop, self.seed = fps, fit, policy, crop, seed
         self.clips = self._list(metadata)
-        # Shared memory: worker processes see the epoch that is set here, and their broken clips are seen here.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self._broken = torch.zeros(len(self.clips), dtype=torch.bool).share_memory_()
+        self._share()
         self._lengths: dict[Path, tuple[float, float]] = {}  # (seconds, fps) by header, of the clips seen so far
 
     def _list(self, metadata) -> list[Clip]:
         if not self.root.is_dir():
             find_clips(self.root)  # says what is wrong
-        if metadata is None and (self.root / "metadata.jsonl").is_file():
-            metadata = self.root / "metadata.jsonl"
-        if metadata is None:
-            clips = find_clips(self.root if self.split is None else self.root / self.split)
-            if not clips:
-                raise ValueError(
-                    f"{self.root}: expected clips in split {self.split!r}, found no file with a known suffix"
-                )
-            return clips
-        clips = read_metadata(metadata)
+        files = [metadata] if metadata is not None else find_metadata(self.root)
+        source = ", ".join(map(str, files)) or self.root
+        clips = [clip for file in files for clip in read_metadata(file)] if files else find_clips(self.root)
+        clips = [clip if clip.split else replace(clip, split=_folder_under(self.root, clip.path)) for clip in clips]
         if not clips:
-            raise ValueError(f"{metadata}: expected at least one clip, but it has no line")
-        chosen = [clip for clip in clips if self.split is None or clip.split == self.split]
+            raise ValueError(
+                f"{source}: expected at least one clip, found "
+                + ("no line" if files else "no file with a known suffix")
+            )
+        chosen = [clip for clip in clips if self.split in (None, clip.split)]
         if not chosen:
-            known = ", ".join(sorted({clip.split for clip in clips if clip.split})) or "none: no line has a split"
-            raise ValueError(f"{metadata}: expected clips of split {self.split!r}, found {known}")
+            known = ", ".join(sorted({clip.split for clip in clips if clip.split})) or "none: no clip has a split"
+            raise ValueError(f"{source}: expected clips of split {self.split!r}, found {known}")
         return chosen
+
+    def subset(self, indices: Sequence[int], crop: str | None = None) -> FolderDataset:
+        """Some of the clips as a data set of their own, which counts its own broken ones; `crop` as the class says."""
+        part = copy.copy(self)
+        part.clips, part.crop, part._lengths = [self.clips[index] for index in indices], crop or self.crop, {}
+        part._share()
+        return part
+
+    def _share(self) -> None:
+        """Shared memory: worker processes see the epoch that is set here, and their broken clips are seen here."""
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._broken = torch.zeros(len(self.clips), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -207,7 +233,9 @@ class FolderDataset(Dataset):
                 return self._read(candidate)
             except VideoError:
                 self._broken[candidate] = True
-        raise VideoError(f"{self.root}: expected at least one readable clip, but none of {len(self.clips)} is")
+        raise VideoError(
+            f"{self.root}: expected at least one readable clip, but none of {len(self.clips)} is: {self._reasons()}"
+        )
 
     def _read(self, index: int) -> dict:
         clip = self.clips[index]
@@ -252,13 +280,15 @@ class FolderDataset(Dataset):
         """Clips that could not be read so far, in all workers."""
         return int(self._broken.sum())
 
-    def summary(self, most: int = 5) -> str:
-        """One line: how many clips, and which could not be read and why (at most `most` of them)."""
+    def summary(self) -> str:
+        """One line: how many clips, how many could not be read, and why the first of them."""
+        text = f"{self.root}: {len(self.clips)} clips, {self.num_broken} could not be read"
+        return f"{text}: {self._reasons()}" if self.num_broken else text
+
+    def _reasons(self, most: int = 5) -> str:
         broken = self._broken.nonzero().flatten().tolist()
-        text = f"{self.root}: {len(self.clips)} clips, {len(broken)} could not be read"
-        reasons = [self._reason(index) for index in broken[:most]]
         more = [f"and {len(broken) - most} more"] if len(broken) > most else []
-        return f"{text}: {'; '.join(reasons + more)}" if reasons else text
+        return "; ".join([self._reason(index) for index in broken[:most]] + more)
 
     def _reason(self, index: int) -> str:
         try:

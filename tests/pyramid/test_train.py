@@ -6,10 +6,12 @@ import dataclasses
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 
 from pyramid.config import load
 from pyramid.data.shapes import ShapesDataset, preset
 from pyramid.data.sources import DataConfig, make_datasets
+from pyramid.data.video import write_video
 from pyramid.optim import MuonAdamW
 from pyramid.schedule import RunConfig, Schedule, training_precision
 from pyramid.tokenizer import PyramidTokenizer
@@ -67,15 +69,54 @@ def test_a_run_writes_what_it_promises_and_resumes(tmp_path):
 
     longer = dataclasses.replace(cfg, run=dataclasses.replace(cfg.run, max_steps=6))
     train_tokenizer(longer, tmp_path, resume=True)
-    assert max(int(row["step"]) for row in rows(tmp_path / "metrics.csv")) == 5
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
+    assert len(rows(tmp_path / "metrics.csv")) < len(logged)  # two steps more, not six
     assert (tmp_path / "metrics.1.csv").is_file()  # the log of the first part stays
     after = PyramidTokenizer.from_pretrained(tmp_path).state_dict()
     assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert load(TrainTokenizerConfig, tmp_path / "train_config.yaml") == longer
+
+    other = config("run.max_steps=8", "run.learning_rate=0.1", "data.seed=1", "loss.full_detail=1")
+    message = "expected the config it began with, got another data.seed, loss.full_detail, run.learning_rate"
+    with pytest.raises(ValueError, match=message):
+        train_tokenizer(other, tmp_path, resume=True)
 
 
 def test_resuming_nothing_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="expected a checkpoint, found no file"):
         train_tokenizer(config("run.max_steps=1"), tmp_path, resume=True)
+
+
+class _Stop(Callback):
+    def __init__(self, step, error):
+        self.step, self.error = step, error
+
+    def on_train_batch_end(self, trainer, *args):
+        if trainer.global_step == self.step:
+            raise self.error
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("a broken clip")])
+def test_a_run_that_is_stopped_can_go_on(tmp_path, error):
+    cfg = config("run.max_steps=5")  # checkpoint_every is far away
+    with pytest.raises(type(error)):
+        train_tokenizer(cfg, tmp_path, callbacks=[_Stop(3, error)])
+    state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["global_step"] == 3
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert not (tmp_path / "model.safetensors").exists()
+    train_tokenizer(cfg, tmp_path, resume=True)
+    state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["global_step"] == 5
+
+
+def test_the_last_checkpoint_has_the_weights_beside_their_average(tmp_path):
+    train_tokenizer(config("run.max_steps=3", "run.learning_rate=0.05"), tmp_path)
+    state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    saved = PyramidTokenizer.from_pretrained(tmp_path).state_dict()
+    name = next(name for name in saved if name.endswith("weight"))
+    assert torch.equal(state["state_dict"][f"tokenizer.{name}"], saved[name])
+    assert not torch.equal(state["current_model_state"][f"tokenizer.{name}"], saved[name])
 
 
 def test_details_are_sampled_over_all_levels():
@@ -123,23 +164,80 @@ def test_optimizer_state_round_trips():
         MuonAdamW(model, (torch.nn.GELU(),), lr=0.1, weight_decay=0.0)
 
 
-@pytest.mark.parametrize("overrides", [["run.max_minutes=0"], ["run.batch_size=0"], ["data.source=folder"]])
-def test_configs_that_cannot_run_are_refused(overrides):
+@pytest.mark.parametrize(
+    "override",
+    ["run.max_minutes=0", "run.max_minutes=-1", "run.max_minutes=.nan", "run.max_steps=-2", "run.batch_size=0"]
+    + ["run.log_every=0", "run.val_every=0", "run.checkpoint_every=0", "run.learning_rate=-1", "run.ema_decay=7"]
+    + ["run.seed=5000000000", "data.source=folder", "data.num_val=0", "data.num_clips=0", "data.recoded=2"],
+)
+def test_configs_that_cannot_run_are_refused(override):
     with pytest.raises(ValueError, match="got"):
-        load(TrainTokenizerConfig, overrides=overrides)
+        load(TrainTokenizerConfig, overrides=[override])
+
+
+def make_folder(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        write_video(root / name, torch.zeros(3, 9, 16, 16))
+    return DataConfig("folder", path=str(root))
+
+
+def paths(dataset):
+    return {str(clip.path.relative_to(dataset.root)) for clip in dataset.clips}
 
 
 def test_a_folder_is_cut_into_train_and_val(tmp_path):
-    from pyramid.data.video import write_video
+    data = make_folder(tmp_path, *(f"{label}/{index}.mp4" for label in "ab" for index in range(10)))
+    (tmp_path / "z.mp4").write_text("broken")
+    cuts = [make_datasets(dataclasses.replace(data, seed=seed), 9, (16, 16), 8.0) for seed in range(6)]
+    for train, val in cuts:
+        assert len(val) == 2 and val.crop == "center" and "z.mp4" in paths(train)  # who cannot open does not validate
+        assert not paths(train) & paths(val) and len(paths(train) | paths(val)) == 21
+    assert len({frozenset(paths(val)) for _, val in cuts}) > 1
+    assert paths(make_datasets(data, 9, (16, 16), 8.0)[1]) == paths(cuts[0][1])
 
-    for index in range(12):
-        write_video(tmp_path / f"{index:02d}.mp4", torch.zeros(3, 9, 16, 16))
-    train, val = make_datasets(DataConfig("folder", path=str(tmp_path)), 9, (16, 16), 8.0)
-    assert (len(train), len(val)) == (11, 1)
-    assert not {clip.path for clip in train.clips} & {clip.path for clip in val.clips}
-    (tmp_path / "val").mkdir()
-    (tmp_path / "train").mkdir()
-    write_video(tmp_path / "val" / "a.mp4", torch.zeros(3, 9, 16, 16))
-    write_video(tmp_path / "train" / "b.mp4", torch.zeros(3, 9, 16, 16))
-    train, val = make_datasets(DataConfig("folder", path=str(tmp_path)), 9, (16, 16), 8.0)
-    assert (len(train), len(val)) == (1, 1)
+
+@pytest.mark.parametrize(
+    ("splits", "train_on", "validate_on"),
+    [
+        (("train", "val"), {"train/0.mp4", "train/1.mp4"}, {"val/0.mp4", "val/1.mp4"}),
+        (("train", "validation", "test"), {"train/0.mp4", "train/1.mp4"}, {"validation/0.mp4", "validation/1.mp4"}),
+    ],
+)
+def test_splits_are_kept_apart(tmp_path, splits, train_on, validate_on):
+    data = make_folder(tmp_path, "loose.mp4", *(f"{split}/{index}.mp4" for split in splits for index in range(2)))
+    train, val = make_datasets(data, 9, (16, 16), 8.0)
+    assert (paths(train), paths(val)) == (train_on, validate_on)
+
+
+def test_without_a_split_to_validate_on_test_stays_untouched(tmp_path):
+    data = make_folder(tmp_path, *(f"{split}/{index}.mp4" for split in ("train", "test") for index in range(2)))
+    train, val = make_datasets(data, 9, (16, 16), 8.0)
+    assert len(train) == len(val) == 1 and paths(train) | paths(val) == {"train/0.mp4", "train/1.mp4"}
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("test/a.mp4", "val/b.mp4"), "expected a split 'train', found only test, val"),
+        (("a.mp4",), "expected 2 clips or more that open"),
+    ],
+)
+def test_folders_that_cannot_be_shared_out(tmp_path, names, message):
+    with pytest.raises(ValueError, match=message):
+        make_datasets(make_folder(tmp_path, *names), 9, (16, 16), 8.0)
+
+
+def test_what_the_encoder_sees_may_be_coded(monkeypatch):
+    """`seen` goes in, `video` is to come out."""
+    module = TokenizerTraining(config("run.max_steps=10"))
+    monkeypatch.setattr(module, "log", lambda *args, **kwargs: None)
+    monkeypatch.setattr(module, "log_dict", lambda *args, **kwargs: None)
+    monkeypatch.setattr(type(module), "global_step", 1)
+    given = {}
+    forward, losses = module.tokenizer.forward, module.losses
+    monkeypatch.setattr(module.tokenizer, "forward", lambda v, d: given.update(seen=v) or forward(v, d))
+    monkeypatch.setattr(module, "losses", lambda o, v, c: given.update(video=v) or losses(o, v, c))
+    batch = {"video": torch.zeros(2, 3, 9, 32, 32), "seen": torch.ones(2, 3, 9, 32, 32), "caption": ["", ""]}
+    module.training_step(batch, 0)
+    assert torch.equal(given["seen"], batch["seen"]) and torch.equal(given["video"], batch["video"])

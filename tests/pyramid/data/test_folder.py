@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from pyramid.data.folder import FolderDataset, find_clips, read_metadata
-from pyramid.data.video import VideoError, to_uint8, write_video
+from pyramid.data.video import VideoError, VideoWarning, to_uint8, write_video
 
 SHAPE = {"num_frames": 4, "size": (16, 16)}
 
@@ -110,7 +110,7 @@ def test_policy_raise_stops(root):
 
 def test_all_broken_stops_under_skip_too(tmp_path):
     (tmp_path / "a.mp4").write_text("x")
-    with pytest.raises(VideoError, match="expected at least one readable clip, but none of 1 is"):
+    with pytest.raises(VideoError, match="one readable clip, but none of 1 is: .*a.mp4: expected a video or picture"):
         FolderDataset(tmp_path, **SHAPE)[0]
 
 
@@ -140,8 +140,27 @@ def test_metadata_elsewhere(root, tmp_path):
 
 def test_sub_folders_are_splits_without_metadata(root):
     assert len(FolderDataset(root, **SHAPE, split="deep")) == 2
-    with pytest.raises(ValueError, match="val: expected a folder of clips, nothing is there"):
+    with pytest.raises(ValueError, match="expected clips of split 'val', found deep"):
         FolderDataset(root, **SHAPE, split="val")
+
+
+def test_each_split_may_have_its_metadata(tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        write_lines(tmp_path / split / "metadata.jsonl", {"path": "a.mp4", "caption": f"for {split}"})
+    both = FolderDataset(tmp_path, **SHAPE)
+    assert [(clip.split, clip.caption) for clip in both.clips] == [("train", "for train"), ("val", "for val")]
+    assert names(FolderDataset(tmp_path, **SHAPE, split="val")) == ["val/a.mp4"]
+    write_lines(tmp_path / "metadata.jsonl", {"path": "val/a.mp4"}, {"path": "train/a.mp4", "split": "test"})
+    assert [clip.split for clip in FolderDataset(tmp_path, **SHAPE).clips] == ["val", "test"]  # the field comes first
+
+
+def test_a_subset_counts_for_itself(root):
+    dataset = FolderDataset(root, **SHAPE)
+    part = dataset.subset([1, 2], crop="start")
+    assert [clip.path for clip in part.clips] == [clip.path for clip in dataset.clips[1:3]] and part.crop == "start"
+    assert len([part[index] for index in range(2)]) == 2
+    assert (part.num_broken, dataset.num_broken, dataset.crop) == (1, 0, "random")
 
 
 @pytest.mark.parametrize(
@@ -229,7 +248,7 @@ def test_batches(root, datamodule):
     assert batch["video"].shape == (3, 3, 4, 16, 16) and batch["num_valid"].dtype == torch.int64
     assert batch["caption"] == ["", "", ""] and batch["label"] == [None, None, None] and len(batch["path"]) == 3
     assert [len(batch["path"]) for batch in data.val_dataloader()] == [3, 1]
-    with pytest.warns(UserWarning, match="4 clips, 1 could not be read"):
+    with pytest.warns(VideoWarning, match="4 clips, 1 could not be read"):
         data.teardown("fit")
 
 
