@@ -3,7 +3,7 @@
 #   make TORCH=torch setup           another torch than the pinned one (also drop its line from constraints.txt)
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
-NVCC ?= $(firstword $(wildcard /usr/local/cuda/bin/nvcc) $(shell command -v nvcc 2>/dev/null))
+NVCC ?= $(firstword $(wildcard $(CUDA_HOME)/bin/nvcc /usr/local/cuda/bin/nvcc) $(shell command -v nvcc 2>/dev/null))
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -60,14 +60,15 @@ bench: setup
 # Compiles and links every CUDA file; needs nvcc, not a GPU. The product is thrown away.
 cuda-check: setup
 ifeq ($(NVCC),)
-	@echo "cuda-check: skipped, no nvcc in PATH or /usr/local/cuda/bin"
+	@echo "cuda-check: skipped, no nvcc in CUDA_HOME, /usr/local/cuda/bin or PATH"
 else
 	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && \
 	PYRAMID_CUDA=1 $(BIN)/python setup.py -q build_ext --build-lib "$$dir/lib" --build-temp "$$dir/temp" && \
 	echo "cuda-check: $$(find csrc -name '*.cu' | wc -l) CUDA files compiled and linked"
 endif
 
+# What was built and cached; what was trained (runs/) stays.
 clean:
-	rm -rf build dist *.egg-info runs .pytest_cache .mypy_cache .ruff_cache .hypothesis lightning_logs
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis lightning_logs
 	find pyramid lm tasks tests -name __pycache__ -prune -exec rm -rf {} +
 	rm -f pyramid/*.so $(STAMP)/built

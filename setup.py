@@ -25,7 +25,8 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 PACKAGES = ["pyramid", "pyramid.data", "pyramid.nn", "pyramid.ops", "pyramid.quantize", "lm", "tasks"]
-PACKAGE_DATA = {name: ["configs/*.yaml", "assets/*", "py.typed"] for name in ("pyramid", "lm", "tasks")}
+PACKAGE_DATA = {name: ["py.typed", "configs/*.yaml", "assets/*"] for name in ("pyramid", "lm")}
+PACKAGE_DATA["tasks"] = ["py.typed", "default_model/**"]
 
 CUDA_LIBRARY = "pyramid._C_cuda"  # a plain library, no Python module: torch.ops.load_library opens it
 # One build serves every torch from this version on.

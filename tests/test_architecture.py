@@ -164,3 +164,17 @@ def test_constraints_pin_torch_and_leave_torchvision_out():
     lines = (ROOT / "constraints.txt").read_text(encoding="utf8").splitlines()
     assert "torch==2.13.0" in lines
     assert not any(line.startswith("torchvision") for line in lines)
+
+
+def test_an_install_holds_every_file(tmp_path):
+    """Sources, configs, word table and the shipped model: what a wheel lacks, an editable install hides."""
+    command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    built = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    wanted = {
+        str(path.relative_to(ROOT))
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*")
+        if path.is_file() and path.suffix not in (".pyc", ".so")
+    }
+    assert wanted - built == set()
