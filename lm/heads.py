@@ -6,12 +6,15 @@ before it (the sub-token prediction of Open-MAGVIT2, 2409.04410). Words are pred
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from pyramid.quantize.base import Quantizer
+from pyramid.quantize.fsq import FSQQuantizer
+from pyramid.quantize.words import WordQuantizer
 
 # Draws ids (...) from logits (..., K): how is the caller's business (temperature, top-p, guidance, seeds).
 Draw = Callable[[Tensor], Tensor]
@@ -54,9 +57,10 @@ class WordHead(nn.Module):
 
 class GroupHead(nn.Module):
     """Ids of a codebook of `codebook_size` codes, as little-endian groups of digits with at most 2^GROUP_BITS values,
-    the first group the lowest digits. A codebook whose size is no power of two must fit one group of 4096."""
+    the first group the lowest digits. A codebook whose size is no power of two is one group of up to 4096 values, or
+    groups of `digits`: the bases of its mixed-radix ids (FSQ), lowest first. Raises ValueError for other sizes."""
 
-    def __init__(self, codebook_size: int, dim: int) -> None:
+    def __init__(self, codebook_size: int, dim: int, digits: Sequence[int] = ()) -> None:
         super().__init__()
         bits = codebook_size.bit_length() - 1
         if codebook_size == 1 << bits:
@@ -65,9 +69,17 @@ class GroupHead(nn.Module):
             self.sizes = [1 << width for width in widths]
         elif codebook_size <= 4096:
             self.sizes = [codebook_size]
+        elif codebook_size == math.prod(digits):
+            self.sizes = [digits[0]]
+            for base in digits[1:]:
+                if self.sizes[-1] * base <= 1 << GROUP_BITS:
+                    self.sizes[-1] *= base
+                else:
+                    self.sizes.append(base)
         else:
             raise ValueError(
-                f"GroupHead: a codebook of more than 4096 codes must have a power of two of them, got {codebook_size}"
+                "GroupHead: a codebook of more than 4096 codes must have a power of two of them, or digits, got "
+                f"{codebook_size} codes and the digits {tuple(digits)}"
             )
         self.linears = nn.ModuleList(nn.Linear(dim, size) for size in self.sizes)
         self.embeddings = nn.ModuleList(nn.Embedding(size, dim) for size in self.sizes[:-1])
@@ -102,6 +114,13 @@ class GroupHead(nn.Module):
     def _advance(self, index: int, hidden: Tensor, digit: Tensor) -> Tensor:
         hidden = hidden + self.embeddings[index](digit)
         return hidden + self.mixes[index](hidden)
+
+
+def make_head(quantizer: Quantizer, dim: int) -> WordHead | GroupHead:
+    """The head that predicts the ids of a level's quantizer."""
+    if isinstance(quantizer, WordQuantizer):
+        return WordHead(quantizer.embeddings, dim)
+    return GroupHead(quantizer.codebook_size, dim, quantizer.levels if isinstance(quantizer, FSQQuantizer) else ())
 
 
 def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:

@@ -10,9 +10,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+import os
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -23,7 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, Llam
 from lm import layout
 from lm.attention import register
 from lm.context import LatentContext
-from lm.heads import CodeEmbedding, GroupHead, WordHead
+from lm.heads import CodeEmbedding, make_head
 from lm.layout import Block
 from lm.sampling import Sampler, SamplingConfig
 from lm.vocabulary import Vocabulary
@@ -38,7 +41,8 @@ FORMAT_VERSION = 1
 class LMConfig:
     """`backbone`: a transformers causal LM by folder or hub id, or None for a random Llama of `dim`, `num_layers`,
     `num_heads`, `mlp` with a text tokenizer of `text_size` ids learned from the captions. `max_text`: text tokens of a
-    prompt or caption; `caption_detail`: levels that captions read by default."""
+    prompt or caption, longer ones are cut; `caption_detail`: levels that captions read by default, all where there are
+    fewer. Raises ValueError for a `max_text` or `caption_detail` below 1."""
 
     backbone: str | None = None
     dim: int = 192
@@ -49,10 +53,19 @@ class LMConfig:
     max_text: int = 48
     caption_detail: int = 2
 
+    def __post_init__(self) -> None:
+        for name in ("max_text", "caption_detail"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+class TextWarning(UserWarning):
+    """Text is longer than the model reads."""
+
 
 class PyramidLM(nn.Module):
-    """`tokenizer`: the frozen video tokenizer, not among the parameters; `text`: a transformers text tokenizer with an
-    end-of-text token; `backbone`: the causal LM that `config` describes."""
+    """`tokenizer`: the frozen video tokenizer, not among the parameters, but moved to other devices with them; `text`:
+    a transformers text tokenizer with an end-of-text token; `backbone`: the causal LM that `config` describes."""
 
     tokenizer: PyramidTokenizer
 
@@ -60,15 +73,12 @@ class PyramidLM(nn.Module):
         super().__init__()
         if text.eos_token_id is None:
             raise ValueError("PyramidLM: the text tokenizer must have an end-of-text token, got none")
-        self.config, self.text, self.backbone = config, text, backbone
+        self.config = dataclasses.replace(config, caption_detail=min(config.caption_detail, tokenizer.num_levels))
+        self.text, self.backbone = text, backbone
         # Held without registering: its weights are neither trained nor saved here.
         object.__setattr__(self, "tokenizer", tokenizer.eval().requires_grad_(False))
         quantizers = [level.quantizer for level in tokenizer.levels.levels]
-        self.vocabulary = Vocabulary(
-            backbone.get_input_embeddings().num_embeddings,
-            tuple(level.codebook for level in tokenizer.config.levels),
-            tuple(quantizer.codebook_size for quantizer in quantizers),
-        )
+        self.vocabulary = Vocabulary(backbone.get_input_embeddings().num_embeddings, len(quantizers))
         dim = backbone.config.hidden_size
         self.special = nn.Embedding(self.vocabulary.num_special, dim)
         self.hidden_token = nn.Parameter(torch.zeros(dim))
@@ -76,10 +86,7 @@ class PyramidLM(nn.Module):
         self.level = nn.Embedding(len(quantizers), dim)
         self.place = nn.Linear(layout.NUM_FEATURES, dim)
         self.seen = nn.Linear(2 * tokenizer.config.latent_dim, dim)
-        self.heads = nn.ModuleList(
-            WordHead(quantizer.embeddings, dim) if kind == "words" else GroupHead(quantizer.codebook_size, dim)
-            for kind, quantizer in zip(self.vocabulary.codebooks, quantizers, strict=True)
-        )
+        self.heads = nn.ModuleList(make_head(quantizer, dim) for quantizer in quantizers)
         for module in (self.special, self.level, *list(self.codes)):
             for weight in module.parameters():
                 nn.init.normal_(weight, std=0.02) if weight.dim() > 1 else nn.init.zeros_(weight)
@@ -92,14 +99,19 @@ class PyramidLM(nn.Module):
     def num_levels(self) -> int:
         return self.vocabulary.num_levels
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PyramidLM:
+        super()._apply(fn, recurse)
+        self.tokenizer.to(self.device)  # it is no submodule, and must be where its ids are
+        return self
+
     # ------------------------------------------------------------------------------------------ embedding
 
     def text_ids(self, sentence: str) -> list[int]:
-        """Ids of a prompt or caption, at most `max_text` of them."""
-        return self.text(sentence, add_special_tokens=False)["input_ids"][: self.config.max_text]
+        """Ids of a prompt or caption, all of them."""
+        return self.text(sentence, add_special_tokens=False)["input_ids"]
 
     def embed_ids(self, ids: Tensor) -> Tensor:
-        """Text and special ids (B, S) of the one id space -> (B, S, dim)."""
+        """Text and special ids (B, S) of the vocabulary -> (B, S, dim)."""
         special = ids >= self.vocabulary.num_text
         text = self.backbone.get_input_embeddings()(ids.masked_fill(special, 0))
         return torch.where(special[..., None], self.special((ids - self.vocabulary.num_text).clamp(min=0)), text)
@@ -114,7 +126,8 @@ class PyramidLM(nn.Module):
         return x + self.level.weight[block.level] + place + self.seen(seen)
 
     def prefix(self, task: str, detail: int, sentences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """[pad ...] [task] [detail] [text] -> ids (B, P), number of pads (B,)."""
+        """[pad ...] [task] [detail] [text, at most `max_text`] -> ids (B, P), number of pads (B,)."""
+        sentences = [sentence[: self.config.max_text] for sentence in sentences]
         head = [self.vocabulary.task(task), self.vocabulary.detail(detail)]
         length = len(head) + max(len(sentence) for sentence in sentences)
         pads = [length - len(head) - len(sentence) for sentence in sentences]
@@ -173,12 +186,12 @@ class PyramidLM(nn.Module):
         return {level: torch.stack(values).mean() for level, values in losses.items()}
 
     def caption_loss(self, tokens: TokenPyramid, sentences: Sequence[Sequence[int]], detail: int) -> Tensor:
-        """Mean negative log-likelihood of the captions' text ids and their end, read from `detail` levels; scalar."""
+        """Mean negative log-likelihood of the captions' text ids and their end, read from `detail` levels; scalar. Of
+        these as many count as `caption` writes: a caption that is cut at `max_text` has no end."""
         x, intervals, positions = self._reading(tokens, detail)
-        end = self.text.eos_token_id
-        longest = 1 + max(len(sentence) for sentence in sentences)
-        rows = [[*s, end] + [-100] * (longest - 1 - len(s)) for s in sentences]
-        target = torch.tensor(rows, device=self.device)
+        rows = [[*sentence, self.text.eos_token_id][: self.config.max_text] for sentence in sentences]
+        longest = max(len(row) for row in rows)
+        target = torch.tensor([row + [-100] * (longest - len(row)) for row in rows], device=self.device)
         inputs = target[:, :-1].clamp(min=0)
         start = x.shape[1]
         text = layout.text_intervals(start, longest - 1, len(rows), self.device)
@@ -217,11 +230,14 @@ class PyramidLM(nn.Module):
     @torch.no_grad()
     def caption(self, video: Tensor | TokenPyramid, detail: int | None = None) -> list[str]:
         """One sentence a clip, the most likely word at each step, read from the first `detail` levels (default
-        `caption_detail`). video: (B, 3, T, H, W) in [-1, 1], or its tokens."""
+        `caption_detail`). video: (B, 3, T, H, W) in [-1, 1], or its tokens. Raises ValueError for no clip, a detail
+        that there is not, and what the tokenizer refuses."""
         detail = self.config.caption_detail if detail is None else detail
         detail = check_detail(detail, self.num_levels, "PyramidLM.caption")
         tokens = self.tokenizer.encode(video, detail) if isinstance(video, Tensor) else video.truncate(detail)
         tokens = tokens.to(self.device)
+        if not tokens.batch_size:
+            raise ValueError("PyramidLM.caption: expected at least one clip, got none")
         x, intervals, positions = self._reading(tokens, detail)
         cache = DynamicCache()
         batch = tokens.batch_size
@@ -258,16 +274,27 @@ class PyramidLM(nn.Module):
     ) -> TokenPyramid:
         """Write the pyramids of clips from text, coarse to fine, next block by next block.
 
-        prompts: one a clip, "" for unconditional. detail: levels to write, all by default. num_frames and size
-        (height, width): the tokenizer's training size by default. seed: clip i is drawn with seed + i. passes: forward
-        passes a block, one number or one a level; 1 draws all tokens of a block at once, more draw them in turns of
-        cosine size (MaskGIT, 2202.04200) in random order. Returns tokens of `detail` levels.
+        prompts: one a clip, "" for unconditional; a `TextWarning` tells of one that is longer than the model reads.
+        detail: levels to write, all by default. num_frames and size (height, width): the tokenizer's training size by
+        default. seed: clip i is drawn with seed + i. passes: forward passes a block, one number or one a level; 1 draws
+        all tokens of a block at once, more draw them in turns of cosine size (MaskGIT, 2202.04200) in random order.
+        Returns tokens of `detail` levels.
+
+        Raises TypeError for a single string as `prompts`, ValueError for no prompt and any number out of range.
         """
+        if isinstance(prompts, str):
+            raise TypeError(f"PyramidLM.generate: expected a list of prompts, one a clip, got the string {prompts!r}")
         if not prompts:
             raise ValueError("PyramidLM.generate: expected at least one prompt, got none")
         detail = check_detail(detail, self.num_levels, "PyramidLM.generate")
         c = self.tokenizer.config
-        num_frames, (height, width) = num_frames or c.num_frames, size or c.size
+        num_frames = c.num_frames if num_frames is None else num_frames
+        height, width = c.size if size is None else size
+        if min(num_frames, height, width) < 1:
+            raise ValueError(
+                "PyramidLM.generate: num_frames and both sides of size must be at least 1, got "
+                f"{num_frames} and {height}x{width}"
+            )
         pyramids = self.tokenizer.pyramids(num_frames, height, width)
         blocks = layout.blocks_of(pyramids, detail)
         turns = [passes] * detail if isinstance(passes, int) else list(passes)
@@ -277,6 +304,14 @@ class PyramidLM(nn.Module):
             SamplingConfig(temperature, top_p, guidance), [seed + i for i in range(len(prompts))], self.device
         )
         sentences = [self.text_ids(prompt) for prompt in prompts]
+        for row, sentence in enumerate(sentences):
+            if len(sentence) > self.config.max_text:
+                warnings.warn(
+                    f"PyramidLM.generate: prompt {row + 1} has {len(sentence)} tokens, the first "
+                    f"{self.config.max_text} are read",
+                    TextWarning,
+                    stacklevel=3,  # beyond no_grad's own frame
+                )
         if sampler.guided:
             sentences = sentences + [[]] * len(prompts)
         ids, pads = self.prefix("generate", detail, sentences)
@@ -316,42 +351,44 @@ class PyramidLM(nn.Module):
     def save_pretrained(self, folder: str | Path, *, tokenizer: str = "../tokenizer", half: bool = False) -> None:
         """Write config.json, model.safetensors (all but the backbone), backbone/ (a transformers folder with the text
         tokenizer). `tokenizer`: where the video tokenizer's folder is, relative to this one, or a hub id; `half`:
-        store float16."""
+        store float16. Every file appears whole, config.json as the last."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         dtype = torch.float16 if half else torch.float32
         weights = {n: t.to(dtype).contiguous() for n, t in self.state_dict().items() if not n.startswith("backbone.")}
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt", "version": str(FORMAT_VERSION)})
         state = {n: t.to(dtype) for n, t in self.backbone.state_dict().items()}
-        self.backbone.save_pretrained(folder / "backbone", state_dict=state)
-        self.text.save_pretrained(folder / "backbone")
         config = {"format": "pyramid.lm", "format_version": FORMAT_VERSION, "tokenizer": tokenizer}
         config |= dataclasses.asdict(self.config)
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf8")
+        with TemporaryDirectory(prefix=".partial-", dir=folder) as name:
+            part = Path(name)
+            self.backbone.save_pretrained(part / "backbone", state_dict=state)
+            self.text.save_pretrained(part / "backbone")
+            metadata = {"format": "pt", "version": str(FORMAT_VERSION)}
+            save_file(weights, part / "model.safetensors", metadata=metadata)
+            (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf8")
+            files = [path.relative_to(part) for path in part.rglob("*") if path.is_file()]
+            for file in sorted(files, key=Path("config.json").__eq__):
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(part / file, folder / file)
 
     @staticmethod
     def from_pretrained(
         model: str | Path, *, tokenizer: PyramidTokenizer | None = None, device: torch.device | str = "cpu"
     ) -> PyramidLM:
-        """Load a folder that `save_pretrained` wrote, ready for inference. `tokenizer` replaces the one it names.
+        """Load a folder that `save_pretrained` wrote, ready for inference. `tokenizer` replaces the one it names,
+        and is moved to `device` too.
 
-        Raises FileNotFoundError for a missing folder or file, ValueError for another format or weights that don't fit.
+        Raises FileNotFoundError for a missing folder or file, ValueError for another format, keys of config.json that
+        are missing or unknown, or weights that don't fit.
         """
         folder = model_folder(model)
-        config = json.loads((folder / "config.json").read_text(encoding="utf8"))
-        found = (config.pop("format", None), config.pop("format_version", None))
-        if found != ("pyramid.lm", FORMAT_VERSION):
-            raise ValueError(f"PyramidLM: {folder}: expected a pyramid.lm, version {FORMAT_VERSION}, got {found}")
-        named = config.pop("tokenizer")
+        named, config = _read_config(folder / "config.json")
         if tokenizer is None:
             beside = folder / named
             tokenizer = PyramidTokenizer.from_pretrained(beside if beside.is_dir() else named, device=device)
         text = AutoTokenizer.from_pretrained(folder / "backbone")
-        backbone = AutoModelForCausalLM.from_pretrained(
-            folder / "backbone", attn_implementation=register(), dtype=torch.float32
-        )
-        lm = PyramidLM(LMConfig(**config), tokenizer, text, backbone)
-        weights = {f"backbone.{name}": tensor for name, tensor in backbone.state_dict().items()}
+        lm = PyramidLM(config, tokenizer, text, _load_backbone(folder / "backbone"))
+        weights = {f"backbone.{name}": tensor for name, tensor in lm.backbone.state_dict().items()}
         load_weights(lm, weights | load_file(folder / "model.safetensors"), f"PyramidLM: {folder}")
         return lm.to(device).eval()
 
@@ -359,9 +396,7 @@ class PyramidLM(nn.Module):
 def make_backbone(config: LMConfig, text_size: int) -> nn.Module:
     """The causal LM that a config describes, with interval attention."""
     if config.backbone:
-        return AutoModelForCausalLM.from_pretrained(
-            config.backbone, attn_implementation=register(), dtype=torch.float32
-        )
+        return _load_backbone(config.backbone)
     llama = LlamaConfig(
         vocab_size=text_size,
         hidden_size=config.dim,
@@ -377,6 +412,33 @@ def make_backbone(config: LMConfig, text_size: int) -> nn.Module:
     )
     llama._attn_implementation = register()
     return LlamaForCausalLM(llama)
+
+
+def _load_backbone(name: str | Path) -> nn.Module:
+    backbone = AutoModelForCausalLM.from_pretrained(name, attn_implementation=register(), dtype=torch.float32)
+    if not backbone.is_backend_compatible():
+        raise ValueError(
+            f"PyramidLM: backbone {name}: expected one whose attention can be replaced, got {type(backbone).__name__}"
+        )
+    return backbone
+
+
+def _read_config(path: Path) -> tuple[str, LMConfig]:
+    """What `save_pretrained` wrote: the name of the video tokenizer, and the config."""
+    try:
+        config = json.loads(path.read_text(encoding="utf8"))
+    except ValueError as error:
+        raise ValueError(f"PyramidLM: {path}: expected JSON, got {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"PyramidLM: {path}: expected an object, got {type(config).__name__}")
+    found = (config.pop("format", None), config.pop("format_version", None))
+    if found != ("pyramid.lm", FORMAT_VERSION):
+        raise ValueError(f"PyramidLM: {path}: expected a pyramid.lm, version {FORMAT_VERSION}, got {found}")
+    expected = {"tokenizer", *(field.name for field in dataclasses.fields(LMConfig))}
+    missing, unknown = sorted(expected - config.keys()), sorted(config.keys() - expected)
+    if missing or unknown:
+        raise ValueError(f"PyramidLM: {path}: expected the keys of an LMConfig, got {missing=}, {unknown=}")
+    return config.pop("tokenizer"), LMConfig(**config)
 
 
 def _hide(codes: Tensor, generator: torch.Generator | None) -> Tensor:

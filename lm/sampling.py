@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -11,19 +12,20 @@ from torch import Tensor
 @dataclass(frozen=True)
 class SamplingConfig:
     """`temperature` 0 takes the most likely id; `top_p`: the smallest set of ids with this share of the probability;
-    `guidance` g: logits l = u + g (c - u) from the conditional c and the unconditional u, 1 for none."""
+    `guidance` g: logits l = u + g (c - u) from the conditional c and the unconditional u, 1 for none. Raises ValueError
+    for a number that is out of range or not finite."""
 
     temperature: float = 1.0
     top_p: float = 0.95
     guidance: float = 1.5
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ValueError(f"temperature must be 0 or more, got {self.temperature}")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature must be finite and 0 or more, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
-        if self.guidance < 0:
-            raise ValueError(f"guidance must be 0 or more, got {self.guidance}")
+        if not 0 <= self.guidance < math.inf:
+            raise ValueError(f"guidance must be finite and 0 or more, got {self.guidance}")
 
 
 def keep_nucleus(logits: Tensor, top_p: float) -> Tensor:

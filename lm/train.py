@@ -8,6 +8,7 @@ tokenized as they come.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,15 +19,14 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
-from lm.model import LMConfig, PyramidLM, make_backbone
+from lm.model import LMConfig, PyramidLM, TextWarning, make_backbone
 from lm.vocabulary import train_text_tokenizer
-from pyramid.config import to_yaml
 from pyramid.data.datamodule import ClipData
 from pyramid.data.sources import DataConfig, make_datasets
 from pyramid.schedule import RunConfig
 from pyramid.tokenizer import PyramidTokenizer
 from pyramid.tokens import TokenPyramid
-from pyramid.training import TrainingModule, make_trainer
+from pyramid.training import TrainingModule, check_resume, fit
 
 # A block of n tokens weighs n^_BLOCK_POWER: a word alone counts for less than a level of bits, but for more than one of
 # its codes.
@@ -60,11 +60,12 @@ class TrainLMConfig:
 
 
 class LMTraining(TrainingModule):
-    """Batches are those of `ClipData`: `video`, `caption`, and `paraphrase` where the data has it."""
+    """Batches are those of `ClipData`: `video`, `caption`, and where the data has them `paraphrase` (other words to
+    write from) and `seen` (the clip as read from a file, to be captioned as well as the clip itself)."""
 
     def __init__(self, config: TrainLMConfig, lm: PyramidLM) -> None:
         super().__init__(config.run)
-        self.config, self.lm = config, lm
+        self.config, self.lm = config, lm.train()  # transformers loads a pretrained backbone in eval mode
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         loss, lm = self.config.loss, self.lm
@@ -82,7 +83,8 @@ class LMTraining(TrainingModule):
                 reading = int(torch.randint(1, lm.num_levels + 1, ()))
             rows = torch.tensor(told, device=self.device)
             sentences = [lm.text_ids(batch["caption"][row]) for row in told]
-            caption = lm.caption_loss(tokens.truncate(reading)[rows], sentences, reading)
+            seen = self._tokens(batch["seen"]) if "seen" in batch else tokens
+            caption = lm.caption_loss(seen.truncate(reading)[rows], sentences, reading)
             self.log("train/caption", caption.detach())
             total = total + loss.caption * caption
         self.log("train/loss", total.detach())
@@ -90,19 +92,21 @@ class LMTraining(TrainingModule):
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
         lm = self.lm
-        tokens = self._tokens(batch["video"])
         generator = torch.Generator().manual_seed(batch_idx)
         sentences = [lm.text_ids(caption) for caption in batch["caption"]]
-        for k, value in lm.generation_loss(tokens, sentences, lm.num_levels, generator).items():
+        with self.exact():
+            tokens = self._tokens(batch["video"])
+            losses = lm.generation_loss(tokens, sentences, lm.num_levels, generator)
+            written = lm.caption(tokens)
+        for k, value in losses.items():
             self.log(f"val/level{k + 1}", value, batch_size=len(sentences))
-        written = lm.caption(tokens)
         right = [a == b for a, b in zip(written, batch["caption"], strict=True) if b]
         if right:
             self.log("val/caption_exact", sum(right) / len(right), batch_size=len(right))
 
     def _tokens(self, video: Tensor) -> TokenPyramid:
         with self.exact():
-            return self.lm.tokenizer.encode(video).to(self.device)
+            return self.lm.tokenizer.encode(video)
 
     def _prompts(self, batch: dict) -> list[list[int]]:
         loss, others = self.config.loss, batch.get("paraphrase", batch["caption"])
@@ -120,15 +124,11 @@ class LMTraining(TrainingModule):
     def inside(self) -> tuple[nn.Module, ...]:
         return (self.lm.backbone.base_model,)
 
-    def on_fit_start(self) -> None:
-        super().on_fit_start()
-        self.lm.tokenizer.to(self.device)  # it is no submodule, so that Lightning does not move it
-
 
 def make_lm(config: TrainLMConfig, tokenizer: PyramidTokenizer, captions: Sequence[str]) -> PyramidLM:
     """The untrained model of a config; without a pretrained backbone its text tokenizer is learned from `captions`."""
     if config.initialize:
-        return PyramidLM.from_pretrained(config.initialize, tokenizer=tokenizer).train()
+        return PyramidLM.from_pretrained(config.initialize, tokenizer=tokenizer)
     if config.model.backbone:
         text = AutoTokenizer.from_pretrained(config.model.backbone)
     else:
@@ -142,28 +142,25 @@ def train_lm(
     """Train, and write to `out`: the model folder (see `PyramidLM.save_pretrained`), train_config.yaml, metrics.csv and
     checkpoints/last.ckpt (for resuming only). Returns `out`.
 
-    Raises FileNotFoundError for a missing tokenizer, or to resume where nothing was saved.
+    Raises FileNotFoundError for a missing tokenizer, or to resume where nothing was saved; ValueError to resume with
+    another config; KeyboardInterrupt when it is stopped, after saving a checkpoint to resume from.
     """
     out = Path(out)
-    last = out / "checkpoints" / "last.ckpt"
-    if resume and not last.is_file():
-        raise FileNotFoundError(f"train lm: to resume, expected a checkpoint, found no file {last}")
+    if resume:
+        check_resume(config, out, "train lm")
     if not config.tokenizer:
         raise ValueError("train lm: tokenizer: expected the folder of a trained tokenizer, got none")
     lightning.seed_everything(config.run.seed, verbose=False)
     tokenizer = PyramidTokenizer.from_pretrained(config.tokenizer)
     video = tokenizer.config
     train, val = make_datasets(config.data, video.num_frames, video.size, video.fps)
-    lm = make_lm(config, tokenizer, _captions(train))
+    captions = _captions(train)
+    lm = make_lm(config, tokenizer, captions)
+    _warn_of_cut(captions, lm)
     data = ClipData(
         train, val, batch_size=config.run.batch_size, num_workers=config.run.num_workers, seed=config.run.seed
     )
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "train_config.yaml").write_text(to_yaml(config), encoding="utf8")
-    trainer = make_trainer(config.run, out, callbacks)
-    module = LMTraining(config, lm)
-    trainer.fit(module, data, ckpt_path=str(last) if resume else None, weights_only=True)
-    if trainer.is_global_zero:
+    if fit(LMTraining(config, lm), data, config, out, callbacks, resume):
         local = Path(config.tokenizer).is_dir()
         named = os.path.relpath(config.tokenizer, out) if local else config.tokenizer
         lm.eval().save_pretrained(out, tokenizer=named)
@@ -172,7 +169,21 @@ def train_lm(
 
 def _captions(dataset) -> list[str]:
     """Sentences to learn a text tokenizer from: those of the metadata, or of a sample of a procedural world."""
+    dataset = getattr(dataset, "dataset", dataset)  # the captions of a wrapped data set are those of the inner one
     if hasattr(dataset, "clips"):
         return [clip.caption for clip in dataset.clips if clip.caption]
-    items = dataset.__getitems__(list(range(min(len(dataset), 2048))))
+    items = dataset.describe(range(min(len(dataset), 2048)))
     return [item[name] for item in items for name in ("caption", "paraphrase")]
+
+
+def _warn_of_cut(captions: Sequence[str], lm: PyramidLM, most: int = 4096) -> None:
+    """A `TextWarning` where some of the first `most` captions are longer than the model reads and writes."""
+    lengths = [len(lm.text_ids(caption)) for caption in captions[:most]]
+    cut = sum(length > lm.config.max_text for length in lengths)
+    if cut:
+        warnings.warn(
+            f"train lm: {cut} of {len(lengths)} captions are cut at max_text={lm.config.max_text} tokens, the longest "
+            f"has {max(lengths)}",
+            TextWarning,
+            stacklevel=3,
+        )

@@ -1,33 +1,26 @@
-"""One id space for all that a sequence holds: text, special tokens, words of the coarse levels, codes of the fine ones.
+"""The ids of what stands before and after the pyramid: text and special tokens, in one space.
 
 [0, num_text)            the text tokenizer's ids
 [num_text, num_text+S)   special tokens: pad, one for each task, one for each detail
-then one range a level   its code ids; levels of words share one range, for a word means the same everywhere
+
+Codes are not among them: a level's ids run from 0, and the layout says which positions are of which level. Each level
+has embeddings and a head of its own (heads.py), so that no id outside a level's codebook can be drawn.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-
-from torch import Tensor
 
 TASKS = ("generate", "caption")
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """`num_text`: ids of the text tokenizer; `codebooks`: kind ("words", "bits", ...) of each level, coarse first;
-    `codebook_sizes`: number of codes of each level."""
+    """`num_text`: ids of the text tokenizer; `num_levels`: of the pyramid."""
 
     num_text: int
-    codebooks: tuple[str, ...]
-    codebook_sizes: tuple[int, ...]
-
-    @property
-    def num_levels(self) -> int:
-        return len(self.codebooks)
+    num_levels: int
 
     @property
     def pad(self) -> int:
@@ -48,53 +41,23 @@ class Vocabulary:
     def num_special(self) -> int:
         return 1 + len(TASKS) + self.num_levels
 
-    @cached_property
-    def offsets(self) -> tuple[int, ...]:
-        """First id of each level's range."""
-        offsets: list[int] = []
-        start = self.num_text + self.num_special
-        words: int | None = None
-        for kind, size in zip(self.codebooks, self.codebook_sizes, strict=True):
-            if kind == "words" and words is not None:
-                offsets.append(words)
-                continue
-            offsets.append(start)
-            words = start if kind == "words" else words
-            start += size
-        return tuple(offsets)
-
-    @property
-    def size(self) -> int:
-        """Ids in all."""
-        return max(o + s for o, s in zip(self.offsets, self.codebook_sizes, strict=True))
-
-    def to_ids(self, level: int, codes: Tensor) -> Tensor:
-        """Code ids of a level (from 0) -> ids of the one space."""
-        return codes + self.offsets[level]
-
-    def to_codes(self, level: int, ids: Tensor) -> Tensor:
-        """The inverse of `to_ids`. Raises ValueError for an id outside the level's range."""
-        codes = ids - self.offsets[level]
-        if codes.numel() and not (int(codes.min()) >= 0 and int(codes.max()) < self.codebook_sizes[level]):
-            raise ValueError(
-                f"Vocabulary.to_codes: level {level + 1} has ids from {self.offsets[level]} to "
-                f"{self.offsets[level] + self.codebook_sizes[level] - 1}, got {int(ids.min())} to {int(ids.max())}"
-            )
-        return codes
-
 
 def train_text_tokenizer(sentences: Sequence[str], size: int):
     """A byte-level BPE tokenizer (transformers) learned from `sentences`, of at most `size` ids, the first one the end
-    of text: any text encodes, and decodes back exactly."""
+    of text: any text encodes, and decodes back exactly.
+
+    Raises ValueError for a size below the 256 bytes and the end of text.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    end = "</s>"
+    if size < len(alphabet) + 1:
+        raise ValueError(f"train_text_tokenizer: size must be at least {len(alphabet) + 1}, got {size}")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size, initial_alphabet=alphabet, special_tokens=["</s>"], show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, special_tokens=[end], show_progress=False)
     tokenizer.train_from_iterator(sentences, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, clean_up_tokenization_spaces=False)

@@ -144,7 +144,8 @@ class ShapesDataset(Dataset):
     """Map-style data set of `length` clips of one split.
 
     Items are dicts: `video` float32 (3, T, H, W) in [-1, 1]; `caption`, the canonical sentence; `paraphrase`, another
-    wording of it; `attributes`, a `SceneAttributes`; `index`. `__getitems__` renders a whole batch at once.
+    wording of it; `attributes`, a `SceneAttributes`; `index`. `__getitems__` renders a whole batch at once, `describe`
+    gives the items without their `video`, and renders nothing.
     """
 
     def __init__(self, config: ShapesConfig, split: str = "train", length: int = 1 << 20) -> None:
@@ -159,24 +160,31 @@ class ShapesDataset(Dataset):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict]:
+        draws, tables = self._draw(indices)
+        videos = _render(draws, tables, self.config)
+        return [{"video": video, **item} for video, item in zip(videos, _describe(tables, indices), strict=True)]
+
+    def describe(self, indices: Sequence[int]) -> list[dict]:
+        return _describe(self._draw(indices)[1], indices)
+
+    def _draw(self, indices: Sequence[int]) -> tuple[_Draws, dict[str, np.ndarray]]:
         for index in indices:
             if not 0 <= index < self.length:
                 raise IndexError(f"ShapesDataset: index must be in [0, {self.length}), got {index}")
         draws = _Draws(self.config.seed, self.split, indices)
-        tables = _draw_tables(draws, self.config, self.split)
-        videos = _render(draws, tables, self.config)
-        items = []
-        for row, (index, scene) in enumerate(zip(indices, _scenes(tables), strict=True)):
-            items.append(
-                {
-                    "video": videos[row],
-                    "caption": grammar.caption(scene),
-                    "paraphrase": grammar.paraphrase(scene, index),
-                    "attributes": scene,
-                    "index": index,
-                }
-            )
-        return items
+        return draws, _draw_tables(draws, self.config, self.split)
+
+
+def _describe(tables: dict[str, np.ndarray], indices: Sequence[int]) -> list[dict]:
+    return [
+        {
+            "caption": grammar.caption(scene),
+            "paraphrase": grammar.paraphrase(scene, index),
+            "attributes": scene,
+            "index": index,
+        }
+        for scene, index in zip(_scenes(tables), indices, strict=True)
+    ]
 
 
 def _draw_tables(draws: _Draws, config: ShapesConfig, split: str) -> dict[str, np.ndarray]:
@@ -356,7 +364,7 @@ def _render(draws: _Draws, tables: dict[str, np.ndarray], config: ShapesConfig) 
     def tensor(array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).float()
 
-    # World coordinates of every pixel of every frame: the camera pans by a fifth of the frame or zooms by a fifth.
+    # World coordinates of every pixel of every frame: the camera pans by a fifth of the frame or zooms by a quarter.
     time = torch.linspace(0, 1, frames) if frames > 1 else torch.zeros(1)
     camera = torch.from_numpy(tables["camera"])
     pan_x = 0.2 * width * ((camera == 2).float() - (camera == 1).float())

@@ -1,12 +1,16 @@
 """The language model on a small random tokenizer: cached = uncached, nothing leaks, seeds reproduce."""
 
+import copy
+import json
+import warnings
+
 import pytest
 import torch
 from transformers import DynamicCache
 
 from lm import layout
 from lm.context import LatentContext
-from lm.model import LMConfig, PyramidLM, make_backbone
+from lm.model import LMConfig, PyramidLM, TextWarning, make_backbone
 from lm.vocabulary import train_text_tokenizer
 from pyramid.quantize import LevelConfig
 from pyramid.tokenizer import PyramidTokenizer, TokenizerConfig
@@ -23,7 +27,7 @@ VIDEO = TokenizerConfig(
     levels=(
         LevelConfig("words", 1, 1, 1),
         LevelConfig("words", 1, 2, 2),
-        LevelConfig("fsq", 1, 2, 2),
+        LevelConfig("fsq", 1, 2, 2, fsq_levels=(8, 8, 8, 5, 5, 5)),
         LevelConfig("bits", 2, 4, 4, bits=18),
     ),
 )
@@ -122,8 +126,8 @@ def test_generate_at_every_detail(lm, detail):
     tokens = lm.generate(CAPTIONS, detail, seed=5, passes=3)
     assert tokens.num_levels == detail and tokens.batch_size == 3
     for levels in tokens.ids:
-        for ids, size in zip(levels, lm.vocabulary.codebook_sizes, strict=False):
-            assert int(ids.min()) >= 0 and int(ids.max()) < size
+        for ids, part in zip(levels, lm.tokenizer.levels.levels, strict=False):
+            assert int(ids.min()) >= 0 and int(ids.max()) < part.quantizer.codebook_size
     assert lm.tokenizer.decode(tokens).shape == (3, 3, 9, 16, 16)
 
 
@@ -149,6 +153,38 @@ def test_captions_are_text(lm, tokens):
     assert lm.caption(video) == lm.caption(lm.tokenizer.encode(video), detail=CONFIG.caption_detail)
 
 
+def test_a_prompt_is_cut_with_a_warning(lm):
+    long = " ".join(CAPTIONS)
+    count, most = len(lm.text_ids(long)), CONFIG.max_text
+    assert count > most
+    with pytest.warns(TextWarning, match=f"prompt 2 has {count} tokens, the first {most} are read") as caught:
+        cut = lm.generate([CAPTIONS[0], long], 1, seed=3)
+    assert len(caught) == 1 and caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        whole = lm.generate([CAPTIONS[0], lm.text.decode(lm.text_ids(long)[:most])], 1, seed=3)
+    assert torch.equal(cut.flatten(), whole.flatten())
+
+
+def test_a_cut_caption_has_no_end(lm, tokens, monkeypatch):
+    """Else the model would learn to stop in the middle of a sentence."""
+    targets, most = [], CONFIG.max_text
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", lambda logits, target: targets.append(target))
+    lm.caption_loss(tokens[:2], [list(range(5, 25)), [7, 8]], 2)
+    assert targets[0].tolist() == [*range(5, 5 + most), 7, 8, lm.text.eos_token_id, *[-100] * (most - 3)]
+
+
+def test_the_tokenizer_goes_where_the_model_goes(lm):
+    moved = copy.deepcopy(lm)
+    for embedding, level in zip(moved.codes, moved.tokenizer.levels.levels, strict=True):
+        assert embedding.ids_to_codes.__self__ is level.quantizer
+    moved.half()
+    assert moved.tokenizer.encoder.head[1].weight.dtype == torch.float32
+    moved.to("meta")
+    tensors = [*moved.tokenizer.parameters(), *moved.tokenizer.buffers()]
+    assert {tensor.device.type for tensor in tensors} == {"meta"} and lm.tokenizer.device.type == "cpu"
+
+
 def test_losses_have_gradients_everywhere(lm, tokens):
     lm.zero_grad()
     losses = lm.generation_loss(tokens, [*sentences(lm)[:2], []], 4)
@@ -165,6 +201,36 @@ def test_folder_round_trip(lm, tmp_path):
     assert torch.equal(again.generate(CAPTIONS, seed=1).flatten(), lm.generate(CAPTIONS, seed=1).flatten())
     video = torch.rand(1, 3, 9, 16, 16) * 2 - 1
     assert again.caption(video) == lm.caption(video)
+
+
+def test_a_save_that_fails_leaves_the_old_model(lm, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError("no space left on device")
+
+    lm.save_pretrained(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.setattr("lm.model.save_file", fail)
+    with pytest.raises(OSError, match="no space left"):
+        copy.deepcopy(lm).half().save_pretrained(tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors", "backbone"}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"dim": ...}, r"config.json: expected the keys of an LMConfig, got missing=\['dim'\], unknown=\[\]"),
+        ({"tokenizer": ..., "width": 3}, r"got missing=\['tokenizer'\], unknown=\['width'\]"),
+        ({"format": "pyramid.tokenizer"}, r"expected a pyramid.lm, version 1, got \('pyramid.tokenizer', 1\)"),
+    ],
+)
+def test_a_config_of_other_keys_is_refused(lm, tmp_path, change, message):
+    lm.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text()) | change
+    file.write_text(json.dumps({name: value for name, value in config.items() if value is not ...}))
+    with pytest.raises(ValueError, match=message):
+        PyramidLM.from_pretrained(tmp_path, tokenizer=lm.tokenizer)
 
 
 def test_any_causal_lm_by_name(lm, tokens, tmp_path):
@@ -189,10 +255,31 @@ def test_any_causal_lm_by_name(lm, tokens, tmp_path):
         ({"prompts": ["x"], "detail": 5}, "detail must be from 1 to 4, got 5"),
         ({"prompts": ["x"], "passes": 0}, "passes must be at least 1"),
         ({"prompts": ["x"], "passes": [1, 1]}, "for each of 4 levels"),
-        ({"prompts": ["x"], "temperature": -1}, "temperature must be 0 or more, got -1"),
+        ({"prompts": ["x"], "temperature": -1}, "temperature must be finite and 0 or more, got -1"),
+        ({"prompts": ["x"], "temperature": float("nan")}, "temperature must be finite and 0 or more, got nan"),
+        ({"prompts": ["x"], "guidance": float("inf")}, "guidance must be finite and 0 or more, got inf"),
         ({"prompts": ["x"], "top_p": 0}, r"top_p must lie in \(0, 1\], got 0"),
+        ({"prompts": ["x"], "top_p": float("nan")}, r"top_p must lie in \(0, 1\], got nan"),
+        ({"prompts": ["x"], "num_frames": 0}, "must be at least 1, got 0 and 16x16"),
+        ({"prompts": ["x"], "size": (0, 16)}, "must be at least 1, got 9 and 0x16"),
     ],
 )
 def test_errors(lm, arguments, message):
     with pytest.raises(ValueError, match=message):
         lm.generate(**arguments)
+
+
+def test_one_string_is_no_list_of_prompts(lm):
+    with pytest.raises(TypeError, match="expected a list of prompts, one a clip, got the string 'a red star'"):
+        lm.generate("a red star")
+
+
+def test_no_clip_has_no_caption(lm, tokens):
+    with pytest.raises(ValueError, match="expected at least one clip, got none"):
+        lm.caption(tokens[:0])
+
+
+@pytest.mark.parametrize("name", ["max_text", "caption_detail"])
+def test_a_config_reads_something(name):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        LMConfig(**{name: 0})

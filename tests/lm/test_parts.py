@@ -14,16 +14,10 @@ from pyramid.levels import Level, Pyramid
 PYRAMIDS = [Pyramid((Level(1, 1, 1), Level(1, 2, 2))), Pyramid((Level(1, 1, 1), Level(2, 2, 2)))]
 
 
-def test_one_id_space_without_overlap():
-    vocabulary = Vocabulary(100, ("words", "words", "bits", "fsq"), (50, 50, 1024, 1000))
-    assert vocabulary.offsets[0] == vocabulary.offsets[1] == 100 + vocabulary.num_special
+def test_special_tokens_follow_the_text_without_overlap():
+    vocabulary = Vocabulary(100, 4)
     special = [vocabulary.pad, *map(vocabulary.task, ("generate", "caption")), *map(vocabulary.detail, range(1, 5))]
     assert sorted(special) == list(range(100, 100 + vocabulary.num_special))
-    assert vocabulary.size == vocabulary.offsets[3] + 1000
-    codes = torch.arange(1024)
-    assert torch.equal(vocabulary.to_codes(2, vocabulary.to_ids(2, codes)), codes)
-    with pytest.raises(ValueError, match="level 3 has ids from"):
-        vocabulary.to_codes(2, vocabulary.to_ids(0, torch.tensor([1])))
     with pytest.raises(ValueError, match="expected one of"):
         vocabulary.task("dance")
     with pytest.raises(ValueError, match="expected 1 to 4, got 5"):
@@ -35,6 +29,15 @@ def test_text_round_trips(sentence):
     text = train_text_tokenizer(["a small red star moves left"] * 3, 300)
     assert text.decode(text(sentence, add_special_tokens=False)["input_ids"]) == sentence
     assert text.eos_token_id == 0
+
+
+@pytest.mark.parametrize("size", [256, 257])
+def test_a_text_tokenizer_has_an_id_for_every_byte(size):
+    if size < 257:
+        with pytest.raises(ValueError, match="size must be at least 257, got 256"):
+            train_text_tokenizer(["a red star"], size)
+    else:
+        assert len(train_text_tokenizer(["a red star"], size)) == size
 
 
 def test_blocks_and_who_sees_whom():
@@ -56,19 +59,27 @@ def test_blocks_and_who_sees_whom():
     assert layout.position_features(1, (2, 2, 2)).shape == (8, layout.NUM_FEATURES)
 
 
-@pytest.mark.parametrize("size", [2, 256, 1000, 4096, 1 << 18])
-def test_group_heads_are_distributions(size):
+@pytest.mark.parametrize(
+    "size, digits",
+    [(2, ()), (256, ()), (1000, (8, 5, 5, 5)), (4096, ()), (64000, (8, 8, 8, 5, 5, 5)), (1 << 18, ())],
+)
+def test_group_heads_are_distributions(size, digits):
     torch.manual_seed(0)
-    head = GroupHead(size, 16)
+    head = GroupHead(size, 16, digits)
     hidden = torch.randn(1, 1, 16)
-    if size <= 4096:
+    if size <= 64000:
         codes = torch.arange(size)[None]
         nll = head.nll(hidden.expand(1, size, 16), codes)
         assert abs(nll.neg().exp().sum().item() - 1) < 1e-4  # over all ids the probabilities sum to one
     ids = head.sample(hidden.expand(1, 500, 16), Sampler(SamplingConfig(guidance=1), [0], hidden.device))
     assert int(ids.min()) >= 0 and int(ids.max()) < size
-    with pytest.raises(ValueError, match="power of two of them, got 5000"):
-        GroupHead(5000, 16)
+
+
+def test_groups_of_a_head_follow_the_digits():
+    assert GroupHead(64000, 16, (8, 8, 8, 5, 5, 5)).sizes == [64, 200, 5]
+    assert GroupHead(1000, 16, (8, 5, 5, 5)).sizes == [1000]
+    with pytest.raises(ValueError, match=r"power of two of them, or digits, got 5000 codes and the digits \(8, 5\)"):
+        GroupHead(5000, 16, (8, 5))
 
 
 def test_word_head_prefers_its_target_after_a_step():

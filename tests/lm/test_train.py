@@ -1,15 +1,18 @@
 """Training the language model: both directions, what a run writes, resuming."""
 
 import csv
+import dataclasses
 
 import pytest
 import torch
 
-from lm.model import PyramidLM
-from lm.train import LMTraining, TrainLMConfig, make_lm, train_lm
+from lm.model import LMConfig, PyramidLM, TextWarning
+from lm.train import LMTraining, TrainLMConfig, _captions, _warn_of_cut, make_lm, train_lm
 from pyramid.config import load
+from pyramid.data.recode import RecodedClips
 from pyramid.data.shapes import ShapesDataset, preset
 from pyramid.optim import MuonAdamW
+from pyramid.quantize import LevelConfig
 from pyramid.tokenizer import PyramidTokenizer, TokenizerConfig
 
 MODEL = TokenizerConfig(channels=(8, 16, 24), depths=(0, 1, 1), dim=32, depth=1, latent_dim=16)
@@ -68,6 +71,66 @@ def test_prompts_are_dropped_and_reworded(config):
     lengths = {len(prompt) for prompt in prompts}
     empty = sum(not prompt for prompt in prompts) / 2000
     assert 0.07 < empty < 0.13 and len(lengths) == 3
+
+
+def make_training(config, tokenizer, logged):
+    """A module without a trainer; what it logs is put into `logged`."""
+    module = LMTraining(config, make_lm(config, tokenizer, ["a red star moves left"]))
+    module.log = lambda name, value, **_: logged.update({name: float(value)})
+    module.log_dict = lambda values, **_: None
+    return module
+
+
+def test_a_tokenizer_of_one_level_is_trained_and_read(config):
+    torch.manual_seed(0)
+    model = dataclasses.replace(MODEL, levels=(LevelConfig("bits", 1, 2, 2, bits=4),))
+    logged = {}
+    module = make_training(config, PyramidTokenizer(model), logged)
+    batch = {"video": torch.rand(2, 3, 9, 32, 32) * 2 - 1, "caption": ["a red star moves left"] * 2}
+    for step in range(4):
+        assert module.training_step(batch, step).isfinite()
+    assert logged["train/caption"] > 0
+    assert module.lm.config.caption_detail == 1 and len(module.lm.caption(batch["video"])) == 2
+
+
+@torch.no_grad()
+def test_validation_is_in_float32_whatever_the_training(config):
+    torch.manual_seed(0)
+    exact, mixed = {}, {}
+    module = make_training(config, PyramidTokenizer.from_pretrained(config.tokenizer), exact)
+    batch = {"video": torch.rand(2, 3, 9, 32, 32) * 2 - 1, "caption": ["a red star moves left"] * 2}
+    module.validation_step(batch, 0)
+    module.log = lambda name, value, **_: mixed.update({name: float(value)})
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        module.validation_step(batch, 0)
+    assert mixed == exact and len(exact) == 6
+
+
+def test_a_pretrained_backbone_is_trained_in_training_mode(config, tmp_path):
+    tokenizer = PyramidTokenizer.from_pretrained(config.tokenizer)
+    own = make_lm(config, tokenizer, ["a red star"])
+    own.save_pretrained(tmp_path / "lm")
+    named = dataclasses.replace(config, model=LMConfig(backbone=str(tmp_path / "lm" / "backbone")))
+    for changed in (named, dataclasses.replace(config, initialize=str(tmp_path / "lm"))):
+        lm = LMTraining(changed, make_lm(changed, tokenizer, [])).lm
+        assert all(module.training for module in lm.modules())
+        assert not any(module.training for module in lm.tokenizer.modules())
+
+
+def test_sentences_of_shapes_are_had_without_rendering(monkeypatch):
+    dataset = ShapesDataset(preset("mini"))
+    items = dataset.__getitems__([0, 1])
+    monkeypatch.setattr("pyramid.data.shapes._render", None)
+    captions = _captions(RecodedClips(dataset))
+    assert len(captions) == 4096
+    assert captions[:4] == [item[name] for item in items for name in ("caption", "paraphrase")]
+
+
+def test_captions_that_are_cut_are_counted(config):
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, max_text=8))
+    lm = make_lm(config, PyramidTokenizer.from_pretrained(config.tokenizer), ["a red star"])
+    with pytest.warns(TextWarning, match=r"1 of 2 captions are cut at max_text=8 tokens, the longest has \d\d"):
+        _warn_of_cut(["a red star", "something else altogether"], lm)
 
 
 def test_a_missing_tokenizer_is_named(config, tmp_path):

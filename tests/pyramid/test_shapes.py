@@ -26,6 +26,14 @@ def test_a_clip_is_a_function_of_its_index():
     assert not torch.equal(items("val", indices=[5])[0]["video"], alone["video"])
 
 
+def test_describing_renders_nothing(monkeypatch):
+    expected = [{key: item[key] for key in item if key != "video"} for item in items(indices=[3, 1])]
+    monkeypatch.setattr("pyramid.data.shapes._render", None)
+    assert ShapesDataset(preset("mini")).describe([3, 1]) == expected
+    with pytest.raises(IndexError, match=r"index must be in \[0, 2\), got 2"):
+        ShapesDataset(preset("mini"), length=2).describe([2])
+
+
 @pytest.mark.parametrize("name, shape", [("mini", (3, 9, 32, 32)), ("full", (3, 17, 64, 64))])
 def test_clips_have_the_stated_form(name, shape):
     for item in items(name=name, indices=range(8)):
