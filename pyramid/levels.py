@@ -7,9 +7,12 @@ all chunks have the same number of levels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import TypeVar
+
+Chunk = TypeVar("Chunk")
 
 
 @dataclass(frozen=True)
@@ -88,11 +91,36 @@ def check_detail(detail: int | None, num_levels: int, who: str) -> int:
 
 def chunk_lengths(num_frames: int, chunk_frames: int) -> list[int]:
     """Pixel frames of each chunk of a clip: 1, then runs of `chunk_frames`, the last one as long as what is left.
+    Raises ValueError unless both are at least 1.
 
     >>> chunk_lengths(12, 8)
     [1, 8, 3]
     """
     if num_frames < 1:
         raise ValueError(f"chunk_lengths: a clip must have at least one frame, got {num_frames}")
+    if chunk_frames < 1:
+        raise ValueError(f"chunk_lengths: a chunk must have at least one frame, got {chunk_frames}")
     full, rest = divmod(num_frames - 1, chunk_frames)
     return [1, *[chunk_frames] * full, *([rest] if rest else [])]
+
+
+def in_order(
+    chunks: Iterable[Chunk], shape: Callable[[Chunk], tuple[int, int, int, int]], chunk_frames: int, who: str
+) -> Iterator[Chunk]:
+    """The chunks of one clip, each checked as it comes; `shape` gives its (B, T, H, W).
+
+    Raises ValueError, naming `who` and the chunk, unless the first has one frame, every other one `chunk_frames` (the
+    last at most so many), and batch, height and width stay.
+    """
+    frames, size = 0, None
+    for index, chunk in enumerate(chunks):
+        b, t, h, w = shape(chunk)
+        most = chunk_frames if index else 1
+        if index > 1 and frames != chunk_frames:
+            raise ValueError(f"{who}: chunk {index - 1} is not the last: expected {chunk_frames} frames, got {frames}")
+        if t > most:
+            raise ValueError(f"{who}: chunk {index}: expected at most {most} frames, got {t}")
+        if size not in (None, (b, h, w)):
+            raise ValueError(f"{who}: chunk {index}: expected batch, height, width {size}, got {(b, h, w)}")
+        frames, size = t, (b, h, w)
+        yield chunk

@@ -11,20 +11,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pyramid.levels import Pyramid, check_detail, chunk_lengths
+from pyramid.config import load
+from pyramid.files import replacing
+from pyramid.levels import Pyramid, check_detail, chunk_lengths, in_order
 from pyramid.nn.blocks import State
 from pyramid.nn.decoder import Decoder
 from pyramid.nn.encoder import Encoder
 from pyramid.quantize.residual import LevelConfig, QuantizedChunk, ResidualPyramid
-from pyramid.tokens import TokenPyramid
+from pyramid.tokens import TokenPyramid, concatenate_chunks
 from pyramid.words import WordTable
 
 FORMAT_VERSION = 1
@@ -37,6 +41,11 @@ _DEFAULT_LEVELS = (
     LevelConfig("bits", 2, 4, 4, bits=12),
 )
 
+# The least values of a config's counts.
+_LEAST = dict.fromkeys(
+    ("height", "width", "num_frames", "patch", "channels", "time_stride", "chunk_frames", "dim", "latent_dim"), 1
+) | {"depth": 0, "depths": 0}
+
 
 @dataclass(frozen=True)
 class TokenizerConfig:
@@ -44,7 +53,8 @@ class TokenizerConfig:
     `patch`: pixels a side that the first convolution takes as one cell; `channels`, `depths`: widths and blocks there
     and after each further halving of the frame.
     `time_stride`: pixel frames a latent frame; `chunk_frames`: pixel frames a chunk; `dim`, `depth`: width and number
-    of the blocks at the latent's resolution; `latent_dim`: numbers of a latent."""
+    of the blocks at the latent's resolution; `latent_dim`: numbers of a latent. Raises ValueError for values that no
+    tokenizer can have."""
 
     height: int = 32
     width: int = 32
@@ -62,10 +72,16 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         if len(self.channels) != len(self.depths) or not self.channels:
-            raise ValueError(
-                f"TokenizerConfig: channels and depths must have one entry a halving each, got {self.channels} and "
-                f"{self.depths}"
-            )
+            found = f"{self.channels} and {self.depths}"
+            raise ValueError(f"TokenizerConfig: channels and depths must have one entry a halving each, got {found}")
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if min(value if isinstance(value, Sequence) else [value]) < least:
+                raise ValueError(f"TokenizerConfig: {name} must be at least {least}, got {value}")
+        if not 0 < self.fps < math.inf:
+            raise ValueError(f"TokenizerConfig: fps must be above 0 and finite, got {self.fps}")
+        if not self.levels:
+            raise ValueError("TokenizerConfig: levels: expected at least one, got none")
         if self.chunk_frames % self.time_stride:
             raise ValueError(
                 f"TokenizerConfig: chunk_frames must be a multiple of time_stride {self.time_stride}, got "
@@ -86,7 +102,7 @@ class TokenizerConfig:
         return len(self.levels)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrainingOutput:
     """What training needs of one pass: `video` (B, 3, T, H, W), the reconstruction at each clip's own detail;
     `chunks`: the quantized chunks, first frame first."""
@@ -111,8 +127,7 @@ class PyramidTokenizer(nn.Module):
             table = WordTable.load()
         self.table = table
         self.encoder = Encoder(c.patch, c.channels, c.depths, c.time_stride, c.dim, c.depth, c.latent_dim)
-        reference = (c.chunk_frames // c.time_stride, -(-c.height // c.stride), -(-c.width // c.stride))
-        self.levels = ResidualPyramid(c.levels, c.latent_dim, reference, table)
+        self.levels = ResidualPyramid(c.levels, c.latent_dim, self._latent_grid(c.height, c.width), table)
         self.decoder = Decoder(c.patch, c.channels, c.depths, c.time_stride, c.dim, c.depth, c.latent_dim, c.num_levels)
 
     @property
@@ -128,15 +143,25 @@ class PyramidTokenizer(nn.Module):
     def device(self) -> torch.device:
         return self.encoder.head[1].weight.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights: video is cast to it, decoded video comes in it."""
+        return self.encoder.head[1].weight.dtype
+
     def pyramids(self, num_frames: int, height: int | None = None, width: int | None = None) -> list[Pyramid]:
-        """Geometry of every chunk of a clip of this length and pixel size (by default the training size)."""
+        """Geometry of every chunk of a clip of this length and pixel size (by default the training size). Raises
+        ValueError unless all are at least 1."""
         c = self.config
-        h, w = -(-(height or c.height) // c.stride), -(-(width or c.width) // c.stride)
-        times = [
-            1 if n == 1 and i == 0 else c.chunk_frames // c.time_stride
-            for i, n in enumerate(chunk_lengths(num_frames, c.chunk_frames))
-        ]
-        return [self.levels.pyramid((t, h, w)) for t in times]
+        height, width = c.height if height is None else height, c.width if width is None else width
+        num_chunks = len(chunk_lengths(num_frames, c.chunk_frames))
+        return [self.levels.pyramid(self._latent_grid(height, width, first=i == 0)) for i in range(num_chunks)]
+
+    def _latent_grid(self, height: int, width: int, *, first: bool = False) -> tuple[int, int, int]:
+        """(t, h, w) of the latent of a chunk: of the first one, or of any other."""
+        c = self.config
+        if height < 1 or width < 1:
+            raise ValueError(f"PyramidTokenizer: height and width must be at least 1, got {height} and {width}")
+        return (1 if first else c.chunk_frames // c.time_stride, -(-height // c.stride), -(-width // c.stride))
 
     # ------------------------------------------------------------------------------------------ training
 
@@ -144,6 +169,7 @@ class PyramidTokenizer(nn.Module):
         """One pass over whole clips, for training. video (B, 3, T, H, W) with T = 1 + n * chunk_frames, H and W
         multiples of the stride; detail (B,) int64: the levels each clip's reconstruction may use, or num_levels + 1
         for the latent as it is, unquantized."""
+        video, detail = video.to(self.device, self.dtype), detail.to(self.device)
         latent, _ = self.encoder(video)
         step = self.config.chunk_frames // self.config.time_stride
         parts = [latent[:, :, :1], *latent[:, :, 1:].split(step, dim=2)] if latent.shape[2] > 1 else [latent]
@@ -166,45 +192,51 @@ class PyramidTokenizer(nn.Module):
     ) -> tuple[tuple[Tensor, ...], State]:
         """One chunk of pixel frames (B, 3, t, H, W) in [-1, 1] -> ids of its levels, and the state for the next chunk.
         t is 1 for the first chunk (state None), then `chunk_frames`; a shorter last chunk is filled up with its last
-        frame, sides that the stride does not divide with their last row and column."""
+        frame, sides that the stride does not divide with their last row and column. Raises ValueError as `encode`."""
         c = self.config
+        _check_video(video)
         detail = check_detail(detail, self.num_levels, "PyramidTokenizer.encode")
         wanted = 1 if state is None else c.chunk_frames
         missing = (-video.shape[4] % c.stride, -video.shape[3] % c.stride, wanted - video.shape[2])
         if missing[2] < 0:
             raise ValueError(f"PyramidTokenizer.encode_chunk: expected at most {wanted} frames, got {video.shape[2]}")
+        video = video.to(self.device, self.dtype)
         video = nn.functional.pad(video, (0, missing[0], 0, missing[1], 0, missing[2]), mode="replicate")
-        latent, state = self.encoder(video.to(self.device), state)
+        latent, state = self.encoder(video, state)
         return tuple(self.levels(latent, detail).ids), state
 
     @torch.no_grad()
     def decode_chunk(
         self, ids: tuple[Tensor, ...], state: State | None, *, height: int, width: int
     ) -> tuple[Tensor, State]:
-        """Ids of the first k levels of one chunk -> pixel frames (B, 3, t, height, width) in [-1, 1], new state."""
-        c = self.config
-        t = 1 if state is None else c.chunk_frames // c.time_stride
-        grid = (t, -(-height // c.stride), -(-width // c.stride))
+        """Ids of the first k levels of one chunk -> pixel frames (B, 3, t, height, width) in [-1, 1], new state. Raises
+        ValueError for ids that this tokenizer does not give for this chunk: number of levels, dtype, shape or range."""
+        grid = self._latent_grid(height, width, first=state is None)
         latent = self.levels.decode([i.to(self.device) for i in ids], grid)
         detail = torch.full((latent.shape[0],), len(ids), device=latent.device)
         pixels, state = self.decoder(latent, detail, state)
         return pixels[..., :height, :width].clamp(-1, 1), state
 
     def encode(self, video: Tensor, detail: int | None = None) -> TokenPyramid:
-        """Tokens of whole clips. video (B, 3, T, H, W), float in [-1, 1], any T, H, W >= 1.
+        """Tokens of whole clips. video (B, 3, T, H, W), any float dtype, in [-1, 1], any T, H, W >= 1.
 
         Raises ValueError for another shape, values outside [-1, 1] or a detail that the pyramid does not have.
         """
-        _check_video(video)
-        chunks = video.split(chunk_lengths(video.shape[2], self.config.chunk_frames), dim=2)
-        parts = list(self.encode_stream(chunks, detail))
-        ids = tuple(part.ids[0] for part in parts)
-        return TokenPyramid(ids, video.shape[2], video.shape[3], video.shape[4])
+        num_frames = _video_shape(video)[1]
+        chunks = video.split(chunk_lengths(num_frames, self.config.chunk_frames), dim=2)
+        return concatenate_chunks(list(self.encode_stream(chunks, detail)))
 
     def decode(self, tokens: TokenPyramid, detail: int | None = None) -> Tensor:
-        """Video (B, 3, T, H, W) in [-1, 1] of the first `detail` levels (by default all that the tokens have)."""
+        """Video (B, 3, T, H, W) in [-1, 1] of the first `detail` levels (by default all that the tokens have).
+
+        Raises ValueError for a detail that the tokens do not have, and for tokens that this tokenizer does not give for
+        a clip of their size: chunks, levels, grids or ids.
+        """
         detail = check_detail(detail, tokens.num_levels, "PyramidTokenizer.decode")
         lengths = chunk_lengths(tokens.num_frames, self.config.chunk_frames)
+        if len(lengths) != tokens.num_chunks:
+            expected = f"{len(lengths)} chunks for {tokens.num_frames} frames"
+            raise ValueError(f"PyramidTokenizer.decode: expected {expected}, got {tokens.num_chunks}")
         parts = (
             TokenPyramid((ids,), length, tokens.height, tokens.width)
             for ids, length in zip(tokens.ids, lengths, strict=True)
@@ -213,17 +245,23 @@ class PyramidTokenizer(nn.Module):
 
     def encode_stream(self, chunks: Iterable[Tensor], detail: int | None = None) -> Iterator[TokenPyramid]:
         """Tokens chunk by chunk, in constant memory. `chunks`: (B, 3, t, H, W) each, t = 1 for the first, then
-        `chunk_frames`; the last may be shorter."""
+        `chunk_frames`; the last may be shorter. Raises ValueError as `encode`, and for a chunk that does not continue
+        those before it."""
         state: State | None = None
-        for chunk in chunks:
-            _check_video(chunk)
+        for chunk in in_order(chunks, _video_shape, self.config.chunk_frames, "PyramidTokenizer.encode_stream"):
             ids, state = self.encode_chunk(chunk, state, detail)
             yield TokenPyramid((ids,), chunk.shape[2], chunk.shape[3], chunk.shape[4])
 
     def decode_stream(self, parts: Iterable[TokenPyramid], detail: int | None = None) -> Iterator[Tensor]:
-        """Video (B, 3, t, H, W) for every single-chunk part, in order; the inverse of `encode_stream`."""
+        """Video (B, 3, t, H, W) for every single-chunk part, in order; the inverse of `encode_stream`. Raises
+        ValueError as `decode`, and for a part that does not continue those before it."""
         state: State | None = None
-        for part in parts:
+        for part in in_order(parts, _part_shape, self.config.chunk_frames, "PyramidTokenizer.decode_stream"):
+            if part.num_chunks != 1 or part.num_levels > self.num_levels:
+                raise ValueError(
+                    f"PyramidTokenizer.decode_stream: expected one chunk of at most {self.num_levels} levels, got "
+                    f"{part.num_chunks} of {part.num_levels}"
+                )
             ids = part.ids[0][: check_detail(detail, part.num_levels, "PyramidTokenizer.decode")]
             pixels, state = self.decode_chunk(ids, state, height=part.height, width=part.width)
             yield pixels[:, :, : part.num_frames]
@@ -234,18 +272,16 @@ class PyramidTokenizer(nn.Module):
             return [[[] for _ in tokens.ids] for _ in range(tokens.batch_size)]
         levels = [index for index in self.word_levels if index < tokens.num_levels]
         return [
-            [
-                [[self.table.words[i] for i in ids[index][row].flatten().tolist()] for index in levels]
-                for ids in tokens.ids
-            ]
+            [[self.table.ids_to_words(ids[index][row].flatten().tolist()) for index in levels] for ids in tokens.ids]
             for row in range(tokens.batch_size)
         ]
 
     # ------------------------------------------------------------------------------------------ folders
 
     def save_pretrained(self, folder: str | Path, *, half: bool = False) -> None:
-        """Write `config.json`, `model.safetensors` and, with word levels, `words.safetensors`. `half`: store float16;
-        the loaded model computes in float32 either way, on the rounded weights."""
+        """Write `config.json`, `model.safetensors` and, with word levels, `words.safetensors`; each file at once or not
+        at all, the config last. `half`: store float16; the loaded model computes in float32 either way, on the rounded
+        weights."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         config = {"format": "pyramid.tokenizer", "format_version": FORMAT_VERSION, **dataclasses.asdict(self.config)}
@@ -257,34 +293,51 @@ class PyramidTokenizer(nn.Module):
             name: tensor.to(dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
             for name, tensor in self.state_dict().items()
         }
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt", "version": str(FORMAT_VERSION)})
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf8")
+        with replacing(folder / "model.safetensors") as part:
+            save_file(weights, part, metadata={"format": "pt", "version": str(FORMAT_VERSION)})
+        with replacing(folder / "config.json") as part:
+            part.write_text(json.dumps(config, indent=2) + "\n", encoding="utf8")
 
     @staticmethod
     def from_pretrained(model: str | Path, *, device: torch.device | str = "cpu") -> PyramidTokenizer:
         """Load a folder that `save_pretrained` wrote, or a hub id of one, ready for inference.
 
-        Raises FileNotFoundError for a missing folder or file, ValueError for another format or weights that don't fit.
+        Raises FileNotFoundError for a missing folder or file, ValueError for another format, a config with missing or
+        unknown keys or impossible values, and weights that don't fit it.
         """
         folder = model_folder(model)
-        config = json.loads((folder / "config.json").read_text(encoding="utf8"))
-        found = (config.pop("format", None), config.pop("format_version", None))
-        if found != ("pyramid.tokenizer", FORMAT_VERSION):
-            raise ValueError(f"PyramidTokenizer: {folder}: expected a pyramid.tokenizer, version 1, got {found}")
-        table_hash = config.pop("word_table_hash", None)
-        levels = tuple(
-            LevelConfig(**{**level, "fsq_levels": tuple(level["fsq_levels"])}) for level in config.pop("levels")
-        )
-        config = {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
+        who = f"PyramidTokenizer: {folder}"
+        config, table_hash = _read_config(folder / "config.json")
         table = WordTable.load(folder / "words.safetensors") if table_hash else None
         if table is not None and table.hash != table_hash:
-            raise ValueError(
-                f"PyramidTokenizer: {folder}: words.safetensors has hash {table.hash}, the weights belong to "
-                f"{table_hash}"
-            )
-        tokenizer = PyramidTokenizer(TokenizerConfig(levels=levels, **config), table)
-        load_weights(tokenizer, load_file(folder / "model.safetensors"), f"PyramidTokenizer: {folder}")
+            raise ValueError(f"{who}: words.safetensors has hash {table.hash}, the weights belong to {table_hash}")
+        tokenizer = PyramidTokenizer(config, table)
+        try:
+            weights = load_file(folder / "model.safetensors")
+        except SafetensorError as error:
+            found = f"model.safetensors: {error}"
+            raise ValueError(f"{who}: expected a model that this version can read, got {found}") from None
+        load_weights(tokenizer, weights, who)
         return tokenizer.to(device).eval()
+
+
+def _read_config(path: Path) -> tuple[TokenizerConfig, str | None]:
+    """The config that `save_pretrained` wrote, every key of it, and the hash of the word table."""
+    who = f"PyramidTokenizer: {path}"
+    try:
+        values = json.loads(path.read_text(encoding="utf8"))
+        found = (values.pop("format", None), values.pop("format_version", None))
+        if found != ("pyramid.tokenizer", FORMAT_VERSION):
+            raise ValueError(f"expected a pyramid.tokenizer, version {FORMAT_VERSION}, got {found}")
+        table_hash = values.pop("word_table_hash", None)
+        config = load(TokenizerConfig, values)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{who}: {error}") from None
+    for kind, part in ((TokenizerConfig, values), *((LevelConfig, level) for level in values.get("levels", ()))):
+        missing = [field.name for field in dataclasses.fields(kind) if field.name not in part]
+        if missing:
+            raise ValueError(f"{who}: expected every key of {kind.__name__}, found no {', '.join(missing)}")
+    return config, table_hash
 
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor], who: str) -> None:
@@ -320,9 +373,19 @@ def model_folder(model: str | Path) -> Path:
     raise FileNotFoundError(f"model {model}: expected a folder with config.json, found none")
 
 
-def _check_video(video: Tensor) -> None:
+def _video_shape(video: Tensor) -> tuple[int, int, int, int]:
+    """(B, T, H, W), once it is one of video."""
     if video.dim() != 5 or video.shape[1] != 3 or 0 in video.shape:
         raise ValueError(f"PyramidTokenizer: video must be (B, 3, T, H, W), got {tuple(video.shape)}")
+    return (video.shape[0], *video.shape[2:])
+
+
+def _part_shape(part: TokenPyramid) -> tuple[int, int, int, int]:
+    return (part.batch_size, part.num_frames, part.height, part.width)
+
+
+def _check_video(video: Tensor) -> None:
+    _video_shape(video)
     if not video.is_floating_point():
         raise ValueError(f"PyramidTokenizer: video must be float in [-1, 1], got {video.dtype}")
     low, high = video.aminmax()

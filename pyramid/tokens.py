@@ -7,7 +7,6 @@ level (row-major); metadata: the grids of every chunk, the clip's pixel size and
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +16,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pyramid.files import replacing
 from pyramid.levels import Level, Pyramid, check_detail
 
 FORMAT = "pyramid.tokens"
 FORMAT_VERSION = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TokenPyramid:
     """`ids[chunk][level]`: int64 (B, t, h, w). `num_frames`, `height`, `width`: of the pixels that were encoded;
-    decoding crops to them."""
+    decoding crops to them. Raises ValueError for ids of another dtype or shape, or chunks that do not go together."""
 
     ids: tuple[tuple[Tensor, ...], ...]
     num_frames: int
@@ -44,6 +44,14 @@ class TokenPyramid:
                     raise ValueError(
                         f"TokenPyramid: ids must be int64 of shape (B, t, h, w), got {ids.dtype} {tuple(ids.shape)}"
                     )
+        batch_sizes = {ids.shape[0] for levels in self.ids for ids in levels}
+        if len(batch_sizes) != 1:
+            raise ValueError(f"TokenPyramid: all ids must have the same batch size, got {sorted(batch_sizes)}")
+        if self.num_frames < self.num_chunks or min(self.height, self.width) < 1:
+            raise ValueError(
+                f"TokenPyramid: expected at least one frame for each of {self.num_chunks} chunks and one pixel a side, "
+                f"got {self.num_frames} frames of {self.height}x{self.width}"
+            )
 
     @property
     def num_levels(self) -> int:
@@ -114,16 +122,13 @@ class TokenPyramid:
             "height": str(self.height),
             "width": str(self.width),
         }
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
+        with replacing(path) as part:
             save_file({"ids": self.flatten().contiguous().cpu()}, part, metadata=metadata)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
 
     @staticmethod
     def load(path: str | Path) -> TokenPyramid:
-        """Read what `save` wrote. Raises FileNotFoundError, or ValueError for another format or version."""
+        """Read what `save` wrote. Raises FileNotFoundError, or ValueError for another format or version, or ids that do
+        not fit the grids."""
         if not Path(path).is_file():
             raise FileNotFoundError(f"TokenPyramid.load: expected a token file, found no file {path}")
         try:
@@ -136,14 +141,22 @@ class TokenPyramid:
         found = (metadata.get("format"), metadata.get("version"))
         if found != (FORMAT, str(FORMAT_VERSION)):
             raise ValueError(f"TokenPyramid.load: {path}: expected {FORMAT} version {FORMAT_VERSION}, got {found}")
-        pyramids = [Pyramid(tuple(Level(*grid) for grid in grids)) for grids in json.loads(metadata["grids"])]
-        sizes = {name: int(metadata[name]) for name in ("num_frames", "height", "width")}
-        return TokenPyramid.unflatten(flat, pyramids, **sizes)
+        try:
+            pyramids = [Pyramid(tuple(Level(*grid) for grid in grids)) for grids in json.loads(metadata["grids"])]
+            sizes = {name: int(metadata[name]) for name in ("num_frames", "height", "width")}
+            return TokenPyramid.unflatten(flat, pyramids, **sizes)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"TokenPyramid.load: {path}: expected grids and sizes of the ids, got {error!r}") from None
 
 
 def concatenate_chunks(parts: Sequence[TokenPyramid]) -> TokenPyramid:
-    """One clip from consecutive runs of its chunks, e.g. what `encode_stream` yields."""
+    """One clip from consecutive runs of its chunks, e.g. what `encode_stream` yields. Raises ValueError for no part, or
+    parts of different size, batch or number of levels."""
     if not parts:
         raise ValueError("concatenate_chunks: expected at least one part, got none")
+    sizes = [(part.height, part.width) for part in parts]
+    for index, size in enumerate(sizes):
+        if size != sizes[0]:
+            raise ValueError(f"concatenate_chunks: part {index}: expected height and width {sizes[0]}, got {size}")
     ids = tuple(levels for part in parts for levels in part.ids)
     return TokenPyramid(ids, sum(part.num_frames for part in parts), parts[0].height, parts[0].width)

@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from pyramid.files import replacing
 
 FORMAT_VERSION = 1
 DEFAULT_TABLE = Path(__file__).parent / "assets" / "words.safetensors"
@@ -31,11 +33,12 @@ _STOP_WORDS = frozenset(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class WordTable:
     """`words`: K distinct lower-case strings without spaces; `embeddings` (K, E) float32, centred, mean square norm
     of one per word; `mean` (S,) and `basis` (S, E) map a sentence embedding (S,) of the text model named in `source`
-    into the same space: (s - mean) @ basis."""
+    into the same space: (s - mean) @ basis. Embeddings and basis are rounded to half precision, in which they are saved
+    and hashed."""
 
     words: tuple[str, ...]
     embeddings: Tensor
@@ -49,6 +52,8 @@ class WordTable:
                 f"WordTable: expected one row for each of the distinct words, got {len(self.embeddings)} rows and "
                 f"{len(set(self.words))} distinct of {len(self.words)} words"
             )
+        for name in ("embeddings", "basis"):
+            object.__setattr__(self, name, getattr(self, name).half().float())
         object.__setattr__(self, "_ids", {word: index for index, word in enumerate(self.words)})
 
     def __len__(self) -> int:
@@ -58,12 +63,19 @@ class WordTable:
     def hash(self) -> str:
         """16 hexadecimal digits over words and embeddings: two tables with the same hash give the same ids."""
         digest = hashlib.sha256("\n".join(self.words).encode())
-        digest.update(self.embeddings.half().contiguous().numpy().tobytes())
+        digest.update(self.embeddings.half().contiguous().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def ids_to_text(self, ids: Sequence[int]) -> str:
-        """Words joined by single spaces; the exact inverse of `text_to_ids`."""
-        return " ".join(self.words[i] for i in ids)
+        """Words joined by single spaces; the exact inverse of `text_to_ids`. Raises ValueError as `ids_to_words`."""
+        return " ".join(self.ids_to_words(ids))
+
+    def ids_to_words(self, ids: Sequence[int]) -> list[str]:
+        """One word an id. Raises ValueError for an id out of range."""
+        for i in ids:
+            if not 0 <= i < len(self):
+                raise ValueError(f"WordTable.ids_to_words: ids must be from 0 to {len(self) - 1}, got {i}")
+        return [self.words[i] for i in ids]
 
     def text_to_ids(self, text: str) -> list[int]:
         """Ids of space-separated words. Raises ValueError for a word that is not in the table."""
@@ -80,29 +92,29 @@ class WordTable:
         return [ids[word] for word in found if word in ids and word not in _STOP_WORDS]
 
     def save(self, path: str | Path) -> None:
-        """Write as safetensors, embeddings in half precision (they are rounded to half when the table is built)."""
-        tensors = {"embeddings": self.embeddings.half(), "mean": self.mean, "basis": self.basis.half()}
+        """Write as safetensors, at once or not at all; exact, as embeddings and basis are half precision already."""
+        tensors = {"embeddings": self.embeddings.half(), "mean": self.mean.float(), "basis": self.basis.half()}
         tensors["words"] = torch.frombuffer(bytearray("\n".join(self.words).encode()), dtype=torch.uint8)
         metadata = {"format": "pyramid.words", "version": str(FORMAT_VERSION), "source": self.source}
-        save_file({name: t.contiguous() for name, t in tensors.items()}, path, metadata=metadata)
+        with replacing(path) as part:
+            save_file({name: t.contiguous() for name, t in tensors.items()}, part, metadata=metadata)
 
     @staticmethod
     def load(path: str | Path = DEFAULT_TABLE) -> WordTable:
         """Read a table that `save` wrote. Raises FileNotFoundError, or ValueError for another format or version."""
         if not Path(path).is_file():
             raise FileNotFoundError(f"WordTable.load: expected a word table, found no file {path}")
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != "pyramid.words" or metadata.get("version") != str(FORMAT_VERSION):
-                raise ValueError(f"WordTable.load: {path}: expected pyramid.words version 1, got {metadata}")
-            words = bytes(file.get_tensor("words").numpy()).decode().split("\n")
-            return WordTable(
-                tuple(words),
-                file.get_tensor("embeddings").float(),
-                file.get_tensor("mean").float(),
-                file.get_tensor("basis").float(),
-                metadata["source"],
-            )
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                found = (metadata.get("format"), metadata.get("version"))
+                if found != ("pyramid.words", str(FORMAT_VERSION)):
+                    raise ValueError(f"expected pyramid.words version {FORMAT_VERSION}, got {found}")
+                words = bytes(file.get_tensor("words").numpy()).decode().split("\n")
+                embeddings, mean, basis = (file.get_tensor(name).float() for name in ("embeddings", "mean", "basis"))
+                return WordTable(tuple(words), embeddings, mean, basis, metadata.get("source", "unknown"))
+        except (SafetensorError, ValueError) as error:
+            raise ValueError(f"WordTable.load: {path}: {error}") from None
 
 
 def build_word_table(
@@ -135,5 +147,4 @@ def build_word_table(
     embeddings = (sentence - mean) @ basis
     scale = embeddings.square().sum(dim=1).mean().rsqrt()
     basis = basis * scale
-    embeddings = (embeddings * scale).half().float()
-    return WordTable(tuple(words), embeddings, mean.float(), basis.float(), Path(model).name)
+    return WordTable(tuple(words), embeddings * scale, mean.float(), basis, Path(model).name)

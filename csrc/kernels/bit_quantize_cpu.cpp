@@ -101,13 +101,16 @@ void block_backward(const BitQuantizeBackwardParams<T>& p, int64_t begin, int64_
   for (int64_t i = count; i < padded; ++i) by_entropy[i] = by_commitment[i] = 0;
   const Vec one = splat(1.0f), scale = splat((float)(4 / p.temperature));
   for (int64_t i = 0; i < padded; i += kLanes) {
-    const Vec v = load<Vec>(value + i), magnitude = abs(v);
+    const Vec v = load<Vec>(value + i);
     // x = 0 counts as negative: x - code is 1 there.
     const Vec minus_code = (Vec)((IVec)one | ((IVec)(v > splat(0.0f)) & (int32_t)0x80000000));
-    const Vec slope = copy_sign(binary_entropy(magnitude * scale).slope, (Vec)((IVec)v ^ (int32_t)0x80000000));
     const Vec away = v + minus_code;
-    Vec grad = load<Vec>(by_entropy + i) * scale * slope;
-    if (p.grad_commitment) grad = fma(load<Vec>(by_commitment + i), away, grad);  // 0 * infinity is no gradient
+    Vec grad = splat(0.0f);  // a term without its gradient is left out: 0 * infinity is no gradient
+    if (p.grad_entropy) {
+      const Vec slope = copy_sign(binary_entropy(abs(v) * scale).slope, (Vec)((IVec)v ^ (int32_t)0x80000000));
+      grad = load<Vec>(by_entropy + i) * scale * slope;
+    }
+    if (p.grad_commitment) grad = fma(load<Vec>(by_commitment + i), away, grad);
     store(value + i, grad);
   }
   T* grad_x = p.grad_x + begin * d;
@@ -150,8 +153,8 @@ void block_backward(const BitQuantizeBackwardParams<double>& p, int64_t begin, i
       if (y > kGreatestLogit<double>) y = kGreatestLogit<double>;
       if (y < -kGreatestLogit<double>) y = -kGreatestLogit<double>;
       const double t = ::exp(-__builtin_fabs(y));
-      const double straight_through = p.grad_codes ? p.grad_codes[i] : 0;
-      p.grad_x[i] = straight_through - e * scale * y * t / ((1 + t) * (1 + t));
+      p.grad_x[i] = p.grad_codes ? p.grad_codes[i] : 0;
+      if (p.grad_entropy) p.grad_x[i] -= e * scale * y * t / ((1 + t) * (1 + t));
       if (p.grad_commitment) p.grad_x[i] += c * (x - code);  // 0 * infinity is no gradient
     }
   }

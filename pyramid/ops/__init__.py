@@ -9,6 +9,7 @@ from pyramid.ops.reference import (
     joint_bit_entropy,
     level_resample,
     pyramid_sum,
+    straight_through,
 )
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "interval_attention",
     "pyramid_sum",
     "level_resample",
+    "straight_through",
 ]

@@ -15,6 +15,7 @@ from pyramid.ops import _library, reference
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 MAX_BITS = 62
+MIN_TEMPERATURE = 4 / torch.finfo(torch.float32).max  # below it the scale of the logits is infinite
 
 
 class BitQuantized(NamedTuple):
@@ -29,8 +30,8 @@ def bit_quantize(x: Tensor, temperature: float) -> BitQuantized:
 
     Args:
         x: (..., d) float32, float64, bfloat16 or float16, 1 <= d <= 62. Arithmetic is in float32 (float64 for float64).
-        temperature: > 0. Code c in {-1, 1}^d has the logit 2 x . c / temperature, so bit i is set with
-            probability sigmoid(4 x_i / temperature), whatever the other bits.
+        temperature: > 0, at least 1.2e-38. Code c in {-1, 1}^d has the logit 2 x . c / temperature, so bit i is set
+            with probability sigmoid(4 x_i / temperature), whatever the other bits.
 
     Returns:
         codes (..., d) in {-1, 1}, dtype of x: 1 where x > 0, else -1 (0 and NaN too); gradient straight through.
@@ -47,6 +48,8 @@ def bit_quantize(x: Tensor, temperature: float) -> BitQuantized:
         raise TypeError(f"bit_quantize: expected float32, float64, bfloat16 or float16, got {x.dtype}")
     if not temperature > 0:
         raise ValueError(f"bit_quantize: expected temperature > 0, got {temperature}")
+    if temperature < MIN_TEMPERATURE:
+        raise ValueError(f"bit_quantize: expected temperature >= {MIN_TEMPERATURE:.2g}, got {temperature}")
     if _library.use_native(x):
         return BitQuantized(*torch.ops.pyramid.bit_quantize.default(x, float(temperature)))
     return BitQuantized(*reference.bit_quantize(x, temperature))

@@ -47,7 +47,7 @@ def bit_quantize(x: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor,
     """See `pyramid.ops.bit_quantize`. x (..., d) -> codes (..., d), ids (...), entropy (...), commitment (...)."""
     positive = x > 0
     sign = torch.where(positive, 1.0, -1.0).to(x.dtype)
-    codes = _StraightThrough.apply(x, sign)
+    codes = straight_through(x, sign)
     place = 1 << torch.arange(x.shape[-1], device=x.device)
     ids = (positive * place).sum(-1)
     wide = x.to(_compute_dtype(x))
@@ -56,9 +56,15 @@ def bit_quantize(x: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor,
     return codes, ids, entropy, commitment
 
 
-class _StraightThrough(torch.autograd.Function):
-    """The code forward, the gradient untouched backward: `x + (code - x).detach()` would round."""
+def straight_through(x: Tensor, code: Tensor) -> Tensor:
+    """`code` forward, to the bit; backward x takes the gradient as it is. Same shapes and dtypes (...), NaN included.
 
+    The usual `x + (code - x).detach()` rounds.
+    """
+    return _StraightThrough.apply(x, code)
+
+
+class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, code: Tensor) -> Tensor:
         return code.clone()

@@ -13,10 +13,10 @@ from typing import Protocol
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Quantized:
-    """`codes` (..., dim) float32: exact codes forward, straight-through gradient backward. `ids` (...) int64.
-    `loss`: scalar, the quantizer's own objective with its weights applied."""
+    """`codes` (..., dim) float32: forward exactly `ids_to_codes(ids)`, straight-through gradient backward. `ids` (...)
+    int64, in range whatever x was (NaN too). `loss`: scalar, the quantizer's own objective with its weights applied."""
 
     codes: Tensor
     ids: Tensor

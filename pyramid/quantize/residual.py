@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
 from pyramid import ops
@@ -24,16 +25,18 @@ from pyramid.words import WordTable
 
 # Shapes: B batch, D latent, E code space, T H W latent grid, t h w level grid.
 
+Codebook = Literal["words", "bits", "fsq", "vq"]
+
 
 @dataclass(frozen=True)
 class LevelConfig:
     """One level: its codebook, and its grid for a latent chunk of the reference size (it scales with the latent).
 
     `bits` counts for codebook "bits", `fsq_levels` for "fsq", `codebook_size` and `code_dim` for "vq"; a "words"
-    level takes the tokenizer's word table.
+    level takes the tokenizer's word table. Raises ValueError for values that no level can have.
     """
 
-    codebook: Literal["words", "bits", "fsq", "vq"] = "bits"
+    codebook: Codebook = "bits"
     t: int = 1
     h: int = 1
     w: int = 1
@@ -42,8 +45,22 @@ class LevelConfig:
     codebook_size: int = 1024
     code_dim: int = 16
 
+    def __post_init__(self) -> None:
+        for name, wanted, good in (
+            ("codebook", "'words', 'bits', 'fsq' or 'vq'", self.codebook in get_args(Codebook)),
+            ("t", "at least 1", self.t >= 1),
+            ("h", "at least 1", self.h >= 1),
+            ("w", "at least 1", self.w >= 1),
+            ("bits", "from 1 to 62", 1 <= self.bits <= 62),
+            ("fsq_levels", "one or more numbers of at least 3", min(self.fsq_levels, default=0) >= 3),
+            ("codebook_size", "at least 2", self.codebook_size >= 2),
+            ("code_dim", "at least 1", self.code_dim >= 1),
+        ):
+            if not good:
+                raise ValueError(f"LevelConfig: {name} must be {wanted}, got {getattr(self, name)!r}")
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class QuantizedChunk:
     """One chunk through the pyramid. `values[l]` (B, D, T, H, W): what level l adds to the latent; `ids[l]` int64
     (B, t, h, w); `queries[l]` (B, t, h, w, E): the input of the level's quantizer; `losses[l]`: scalars;
@@ -65,9 +82,7 @@ def make_quantizer(config: LevelConfig, table: WordTable | None) -> Quantizer:
         return BitQuantizer(config.bits)
     if config.codebook == "fsq":
         return FSQQuantizer(config.fsq_levels)
-    if config.codebook == "vq":
-        return VectorQuantizer(config.codebook_size, config.code_dim)
-    raise ValueError(f"LevelConfig: codebook must be 'words', 'bits', 'fsq' or 'vq', got {config.codebook!r}")
+    return VectorQuantizer(config.codebook_size, config.code_dim)
 
 
 class _QuantizedLevel(nn.Module):
@@ -91,7 +106,8 @@ class _QuantizedLevel(nn.Module):
         return self.project_in(ops.level_resample(x, level.grid).movedim(1, -1))
 
     def value(self, codes: Tensor, grid: Sequence[int]) -> Tensor:
-        """(B, t, h, w, E) -> (B, D, T, H, W)"""
+        """(B, t, h, w, E) -> (B, D, T, H, W), in the dtype of the weights"""
+        codes = codes.to(self.project_out.weight.dtype)
         return ops.level_resample(self.project_out(codes).movedim(-1, 1), tuple(grid))
 
 
@@ -133,6 +149,24 @@ class ResidualPyramid(nn.Module):
         return QuantizedChunk(values, ids, queries, losses, residual)
 
     def decode(self, ids: Sequence[Tensor], grid: Sequence[int]) -> Tensor:
-        """Ids of the first k levels, int64 (B, t, h, w) each -> the latent at detail k, (B, D, T, H, W)."""
+        """Ids of the first k levels, int64 (B, t, h, w) each -> the latent at detail k, (B, D, T, H, W).
+
+        Raises ValueError for ids that this pyramid does not give for this latent grid.
+        """
+        self._check_ids(ids, self.pyramid(grid))
         values = (part.value(part.quantizer.ids_to_codes(i), grid) for i, part in zip(ids, self.levels, strict=False))
         return sum(values)  # type: ignore[return-value]
+
+    def _check_ids(self, ids: Sequence[Tensor], pyramid: Pyramid) -> None:
+        if not 1 <= len(ids) <= pyramid.num_levels:
+            raise ValueError(f"ResidualPyramid.decode: expected 1 to {pyramid.num_levels} levels, got {len(ids)}")
+        for k, (code, level, part) in enumerate(zip(ids, pyramid.levels, self.levels, strict=False), start=1):
+            shape, size = (len(ids[0]), *level.grid), part.quantizer.codebook_size
+            if code.dtype != torch.int64 or tuple(code.shape) != shape:
+                found = f"{code.dtype} {tuple(code.shape)}"
+                raise ValueError(f"ResidualPyramid.decode: level {k}: expected ids int64 {shape}, got {found}")
+            low, high = torch.stack(code.aminmax()).tolist() if code.numel() else (0, 0)
+            if low < 0 or high >= size:
+                raise ValueError(
+                    f"ResidualPyramid.decode: level {k}: expected ids from 0 to {size - 1}, got {low} to {high}"
+                )

@@ -11,19 +11,25 @@ from pyramid.quantize.base import Quantized
 
 
 class VectorQuantizer(nn.Module):
-    """Codebook (K, dim) of unit-scale vectors; `counts` (K,) and `sums` (K, dim) are the moving averages."""
+    """Codebook (K, dim) of unit-scale vectors; `counts` (K,) and `sums` (K, dim) are the moving averages.
+
+    `idle` (K,): how often each code would have been used since its last use if all were used alike, at most once a
+    call. Above `patience` of these a code is dead: at uniform use that happens by chance once in exp(patience) times,
+    whatever the number of codes and of vectors a call.
+    """
 
     def __init__(
-        self, codebook_size: int, dim: int, *, decay: float = 0.99, commitment: float = 0.25, min_count: float = 0.03
+        self, codebook_size: int, dim: int, *, decay: float = 0.99, commitment: float = 0.25, patience: float = 20.0
     ) -> None:
         super().__init__()
         if codebook_size < 2 or dim < 1:
             raise ValueError(f"VectorQuantizer: expected codebook_size >= 2 and dim >= 1, got {codebook_size}, {dim}")
         self.codebook_size, self.dim = codebook_size, dim
-        self.decay, self.commitment, self.min_count = decay, commitment, min_count
+        self.decay, self.commitment, self.patience = decay, commitment, patience
         self.register_buffer("embeddings", torch.randn(codebook_size, dim))
         self.register_buffer("counts", torch.ones(codebook_size))
         self.register_buffer("sums", self.embeddings.clone())
+        self.register_buffer("idle", torch.zeros(codebook_size))
 
     def quantize(self, x: Tensor) -> Quantized:
         x = x.float()
@@ -32,22 +38,26 @@ class VectorQuantizer(nn.Module):
         loss = self.commitment * (x - codes.detach()).square().mean()
         if self.training and torch.is_grad_enabled():
             self._update(x.detach().reshape(-1, self.dim), ids.reshape(-1))
-        return Quantized(x + (codes - x).detach(), ids, loss)
+        return Quantized(ops.straight_through(x, codes), ids, loss)
 
     def _update(self, x: Tensor, ids: Tensor) -> None:
         counts = torch.bincount(ids, minlength=self.codebook_size).to(x)
         sums = torch.zeros_like(self.sums).index_add_(0, ids, x)
         self.counts.lerp_(counts, 1 - self.decay)
         self.sums.lerp_(sums, 1 - self.decay)
-        dead = self.counts < self.min_count
-        if dead.any() and len(x):
-            revived = x[torch.randint(len(x), (int(dead.sum()),), device=x.device)]
-            self.sums[dead], self.counts[dead] = revived, 1.0
-        self.embeddings.copy_(self.sums / self.counts[:, None])
+        used = counts > 0  # the quotient of the others stays as it is
+        self.embeddings[used] = self.sums[used] / self.counts[used, None]
+        expected = min(len(x) / self.codebook_size, 1.0)
+        self.idle.add_(expected).masked_fill_(used, 0)
+        # Each vector revives one code at most; where there are more dead codes, the next calls go on.
+        dead = (self.idle > self.patience).nonzero()[: len(x), 0]
+        revived = x[torch.randperm(len(x), device=x.device)[: len(dead)]]
+        self.embeddings[dead], self.sums[dead] = revived, expected * revived
+        self.counts[dead], self.idle[dead] = expected, 0.0
 
     def ids_to_codes(self, ids: Tensor) -> Tensor:
         # A copy: the codebook moves in place while autograd may still need these rows.
-        return torch.nn.functional.embedding(ids, self.embeddings)
+        return torch.nn.functional.embedding(ids, self.embeddings).float()
 
     def codes_to_ids(self, codes: Tensor) -> Tensor:
-        return ops.nearest_code(codes.detach().float(), self.embeddings)[0]
+        return ops.nearest_code(codes.detach().float(), self.embeddings.float())[0]

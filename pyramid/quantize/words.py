@@ -24,10 +24,10 @@ class WordQuantizer(nn.Module):
         ids = self.codes_to_ids(x)
         codes = self.ids_to_codes(ids)
         loss = self.commitment * (x - codes).square().sum(dim=-1).mean()
-        return Quantized(x + (codes - x).detach(), ids, loss)
+        return Quantized(ops.straight_through(x, codes), ids, loss)
 
     def ids_to_codes(self, ids: Tensor) -> Tensor:
-        return torch.nn.functional.embedding(ids, self.embeddings)
+        return torch.nn.functional.embedding(ids, self.embeddings).float()
 
     def codes_to_ids(self, codes: Tensor) -> Tensor:
-        return ops.nearest_code(codes.detach().float(), self.embeddings)[0]
+        return ops.nearest_code(codes.detach().float(), self.embeddings.float())[0]

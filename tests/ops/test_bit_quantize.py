@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pyramid import ops
 from pyramid.ops import _library
+from pyramid.ops.bit_quantize import MIN_TEMPERATURE
 
 pytestmark = pytest.mark.skipif(not _library.load(), reason="the extension is not built")
 
@@ -63,6 +64,21 @@ def test_codes_pass_the_gradient_straight_through():
     weight = torch.randn(5, 7)
     (ops.bit_quantize(x, 1.0).codes * weight).sum().backward()
     assert torch.equal(x.grad, weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_nan_meets_only_the_gradients_that_are_there(dtype, instruction_set):
+    x = torch.tensor([[torch.nan, 1.0]], dtype=dtype, requires_grad=True)
+    (grad,) = torch.autograd.grad(ops.bit_quantize(x, 1.0).codes.sum(), x)
+    assert grad.tolist() == [[1, 1]]
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_temperatures_that_overflow_are_refused(backend):
+    with ops.backend(backend):
+        with pytest.raises(ValueError, match="expected temperature >= 1.2e-38, got 1e-40"):
+            ops.bit_quantize(torch.zeros(3), 1e-40)
+        assert ops.bit_quantize(torch.zeros(3), MIN_TEMPERATURE).entropy.item() == pytest.approx(3 * math.log(2))
 
 
 def test_gradient_of_the_gradient():

@@ -63,13 +63,55 @@ def test_foreign_files_are_refused(tmp_path):
         TokenPyramid.load(tmp_path / "other")
 
 
-def test_wrong_ids_are_refused(tokens):
-    with pytest.raises(ValueError, match="int64"):
-        TokenPyramid(((torch.zeros(1, 1, 1, 1),),), 1, 8, 8)
-    with pytest.raises(ValueError, match="same number of levels"):
-        TokenPyramid((tokens.ids[0], tokens.ids[1][:2]), 9, 32, 32)
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"grids": None}, "KeyError.*grids"),
+        ({"grids": "[[[1, 1]]]"}, "TypeError"),
+        ({"grids": "nonsense"}, "JSONDecodeError"),
+        ({"height": "tall"}, "ValueError"),
+        ({"num_frames": "1"}, "at least one frame for each of 2 chunks .*got 1 frames"),
+        ({"grids": "[[[1, 1, 1]]]"}, r"expected ids \(B, 1\), got \(2, 58\)"),
+    ],
+)
+def test_files_with_broken_geometry_are_refused(tokens, tmp_path, changes, message):
+    path = tmp_path / "a.safetensors"
+    tokens.save(path)
+    with safe_open(path, framework="pt") as file:
+        metadata = {name: text for name, text in (file.metadata() | changes).items() if text is not None}
+        save_file({"ids": file.get_tensor("ids")}, path, metadata=metadata)
+    with pytest.raises(ValueError, match=rf"TokenPyramid.load: {path}: expected grids and sizes.*{message}"):
+        TokenPyramid.load(path)
+
+
+def zeros(*shape):
+    return torch.zeros(shape, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    "ids, sizes, message",
+    [
+        (((torch.zeros(1, 1, 1, 1),),), (1, 8, 8), "int64"),
+        (((zeros(1, 1, 1),),), (1, 8, 8), r"shape \(B, t, h, w\), got torch.int64 \(1, 1, 1\)"),
+        (((zeros(1, 1, 1, 1),) * 2, (zeros(1, 1, 1, 1),)), (9, 8, 8), r"same number of levels, got \[1, 2\]"),
+        (((zeros(2, 1, 1, 1), zeros(3, 1, 2, 2)),), (1, 8, 8), r"same batch size, got \[2, 3\]"),
+        (((zeros(2, 1, 1, 1),), (zeros(1, 1, 1, 1),)), (9, 8, 8), r"same batch size, got \[1, 2\]"),
+        (((zeros(1, 1, 1, 1),),) * 2, (1, 8, 8), "each of 2 chunks .*got 1 frames of 8x8"),
+        (((zeros(1, 1, 1, 1),),), (1, 8, 0), "one pixel a side, got 1 frames of 8x0"),
+    ],
+)
+def test_wrong_ids_are_refused(ids, sizes, message):
+    with pytest.raises(ValueError, match=message):
+        TokenPyramid(ids, *sizes)
+
+
+def test_tokens_compare_by_identity(tokens):
+    assert tokens == tokens and tokens != tokens.truncate(3) and len({tokens, tokens}) == 1
 
 
 def test_chunks_concatenate(tokens):
     parts = [TokenPyramid((ids,), n, 32, 30) for ids, n in zip(tokens.ids, (1, 8), strict=True)]
     assert same(concatenate_chunks(parts), tokens)
+    parts[1] = TokenPyramid((tokens.ids[1],), 8, 32, 28)
+    with pytest.raises(ValueError, match=r"part 1: expected height and width \(32, 30\), got \(32, 28\)"):
+        concatenate_chunks(parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -134,8 +135,13 @@ def test_bad_calls_of_the_writer(tmp_path):
         VideoWriter(tmp_path / "a.txt")
     with pytest.raises(FileNotFoundError, match="folder .* does not exist"):
         VideoWriter(tmp_path / "no" / "a.mp4")
-    with pytest.raises(ValueError, match="fps must be above 0 and at most 50 for .gif, got 60"):
-        VideoWriter(tmp_path / "a.gif", fps=60)
+    for suffix, fps, bounds in (
+        (".gif", 60, "0.002 to 50"),
+        (".gif", 0.001, "0.002 to 50"),
+        (".mp4", 4e-4, "0.001 to"),
+    ):
+        with pytest.raises(ValueError, match=f"fps must be from {bounds}.* for {suffix}, got {fps}"):
+            VideoWriter(tmp_path / f"a{suffix}", fps=fps)
     with pytest.raises(ValueError, match="expected at least one frame"):
         write_video(tmp_path / "a.mp4", [])
     with pytest.raises(ValueError, match=r"expected frames as uint8 \(H, W, 3\), got float32"):
@@ -144,6 +150,21 @@ def test_bad_calls_of_the_writer(tmp_path):
     with pytest.raises(IsADirectoryError):
         write_video(tmp_path / "d.mp4", [frame], overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["d.mp4"]
+
+
+@pytest.mark.parametrize(("suffix", "fps"), [(".mp4", 0.001), (".webm", 0.001), (".mkv", 1000), (".gif", 0.002)])
+def test_the_ends_of_the_rates_are_written(tmp_path, suffix, fps):
+    path = tmp_path / f"slow{suffix}"
+    write_video(path, numbered(3), fps=fps)
+    assert probe(path).fps == pytest.approx(fps)
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder in which nobody can write")
+@pytest.mark.parametrize("suffix", [".mp4", ".png"])
+def test_a_file_that_cannot_be_written_is_named(suffix):
+    with pytest.raises(OSError) as caught:
+        write_video(f"/proc/x{suffix}", numbered(2))
+    assert caught.value.filename == f"/proc/x{suffix}"
 
 
 def test_importing_needs_no_lightning():
