@@ -78,7 +78,8 @@ class PyramidLM(nn.Module):
         # Held without registering: its weights are neither trained nor saved here.
         object.__setattr__(self, "tokenizer", tokenizer.eval().requires_grad_(False))
         quantizers = [level.quantizer for level in tokenizer.levels.levels]
-        self.vocabulary = Vocabulary(backbone.get_input_embeddings().num_embeddings, len(quantizers))
+        sizes = tuple(quantizer.codebook_size for quantizer in quantizers)
+        self.vocabulary = Vocabulary(backbone.get_input_embeddings().num_embeddings, sizes)
         dim = backbone.config.hidden_size
         self.special = nn.Embedding(self.vocabulary.num_special, dim)
         self.hidden_token = nn.Parameter(torch.zeros(dim))
@@ -109,6 +110,20 @@ class PyramidLM(nn.Module):
     def text_ids(self, sentence: str) -> list[int]:
         """Ids of a prompt or caption, all of them."""
         return self.text(sentence, add_special_tokens=False)["input_ids"]
+
+    def sequence_ids(self, task: str, tokens: TokenPyramid, sentences: Sequence[str]) -> Tensor:
+        """A batch as the model reads it, (B, S) int64 in the one id space of `vocabulary`: for "generate" [pad ...]
+        [task] [detail] [text] [codes], for "caption" [task] [detail] [codes] [text] [end] [pad ...], the codes chunk by
+        chunk, coarse to fine, at the detail of `tokens`. `sentences`: the text of each clip."""
+        texts = [self.text_ids(sentence)[: self.config.max_text] for sentence in sentences]
+        blocks = layout.blocks_of(tokens.pyramids, tokens.num_levels)
+        codes = [self.vocabulary.to_ids(b.level, tokens.ids[b.chunk][b.level].flatten(1)) for b in blocks]
+        if task == "generate":
+            return torch.cat([self.prefix(task, tokens.num_levels, texts)[0], *codes], dim=1)
+        head = self.prefix(task, tokens.num_levels, [[]] * len(texts))[0]
+        rows = [torch.tensor([*text, self.text.eos_token_id], device=self.device) for text in texts]
+        tail = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.vocabulary.pad)
+        return torch.cat([head, *codes, tail], dim=1)
 
     def embed_ids(self, ids: Tensor) -> Tensor:
         """Text and special ids (B, S) of the vocabulary -> (B, S, dim)."""

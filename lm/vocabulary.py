@@ -1,10 +1,11 @@
-"""The ids of what stands before and after the pyramid: text and special tokens, in one space.
+"""One id space for all that a sequence holds: text, special tokens, the codes of every level.
 
 [0, num_text)            the text tokenizer's ids
 [num_text, num_text+S)   special tokens: pad, one for each task, one for each detail
+then one range a level   its code ids, coarse first
 
-Codes are not among them: a level's ids run from 0, and the layout says which positions are of which level. Each level
-has embeddings and a head of its own (heads.py), so that no id outside a level's codebook can be drawn.
+`PyramidLM.sequence_ids` writes a sequence in it. Inside the model a code keeps its id within its level, for each level
+has embeddings and a head of its own (heads.py): no id outside a level's range can be drawn.
 """
 
 from __future__ import annotations
@@ -12,15 +13,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 TASKS = ("generate", "caption")
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """`num_text`: ids of the text tokenizer; `num_levels`: of the pyramid."""
+    """`num_text`: ids of the text tokenizer; `codebook_sizes`: number of codes of each level, coarse first."""
 
     num_text: int
-    num_levels: int
+    codebook_sizes: tuple[int, ...]
+
+    @property
+    def num_levels(self) -> int:
+        return len(self.codebook_sizes)
 
     @property
     def pad(self) -> int:
@@ -40,6 +47,29 @@ class Vocabulary:
     @property
     def num_special(self) -> int:
         return 1 + len(TASKS) + self.num_levels
+
+    @property
+    def size(self) -> int:
+        """Ids in all."""
+        return self.offset(self.num_levels)
+
+    def offset(self, level: int) -> int:
+        """First id of the range of a level (from 0)."""
+        return self.num_text + self.num_special + sum(self.codebook_sizes[:level])
+
+    def to_ids(self, level: int, codes: Tensor) -> Tensor:
+        """Code ids of a level (from 0) -> ids of the one space."""
+        return codes + self.offset(level)
+
+    def to_codes(self, level: int, ids: Tensor) -> Tensor:
+        """The inverse of `to_ids`. Raises ValueError for an id outside the level's range."""
+        low, high = self.offset(level), self.offset(level + 1)
+        if ids.numel() and not (low <= int(ids.min()) and int(ids.max()) < high):
+            raise ValueError(
+                f"Vocabulary.to_codes: level {level + 1} has ids from {low} to {high - 1}, got {int(ids.min())} to "
+                f"{int(ids.max())}"
+            )
+        return ids - low
 
 
 def train_text_tokenizer(sentences: Sequence[str], size: int):

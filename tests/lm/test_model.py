@@ -283,3 +283,21 @@ def test_no_clip_has_no_caption(lm, tokens):
 def test_a_config_reads_something(name):
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
         LMConfig(**{name: 0})
+
+
+def test_a_sequence_is_ids_of_one_space(lm, tokens):
+    v, part = lm.vocabulary, tokens.truncate(3)
+    for task in ("generate", "caption"):
+        ids = lm.sequence_ids(task, part, CAPTIONS)
+        codes = [v.to_ids(k, ids.flatten(1)) for chunk in part.ids for k, ids in enumerate(chunk)]
+        flat = torch.cat(codes, dim=1)
+        start = ids.shape[1] - flat.shape[1] if task == "generate" else 2
+        assert torch.equal(ids[:, start : start + flat.shape[1]], flat)
+        assert ids.min() >= 0 and ids.max() < v.size
+        for row, text in zip(ids.tolist(), sentences(lm), strict=True):
+            text = text[: CONFIG.max_text]
+            head, rest = [v.task(task), v.detail(3)], row[start + flat.shape[1] :]
+            if task == "generate":
+                assert [i for i in row[:start] if i != v.pad] == head + text
+            else:
+                assert row[:2] == head and [i for i in rest if i != v.pad] == [*text, lm.text.eos_token_id]

@@ -15,13 +15,25 @@ PYRAMIDS = [Pyramid((Level(1, 1, 1), Level(1, 2, 2))), Pyramid((Level(1, 1, 1), 
 
 
 def test_special_tokens_follow_the_text_without_overlap():
-    vocabulary = Vocabulary(100, 4)
+    vocabulary = Vocabulary(100, (16, 16, 1 << 20, 8))
     special = [vocabulary.pad, *map(vocabulary.task, ("generate", "caption")), *map(vocabulary.detail, range(1, 5))]
     assert sorted(special) == list(range(100, 100 + vocabulary.num_special))
+    assert vocabulary.offset(0) == 100 + vocabulary.num_special
     with pytest.raises(ValueError, match="expected one of"):
         vocabulary.task("dance")
     with pytest.raises(ValueError, match="expected 1 to 4, got 5"):
         vocabulary.detail(5)
+
+
+def test_every_level_has_a_range_of_its_own():
+    vocabulary = Vocabulary(100, (16, 16, 1 << 20, 8))
+    codes = [torch.tensor([0, size - 1]) for size in vocabulary.codebook_sizes]
+    ids = [vocabulary.to_ids(level, code) for level, code in enumerate(codes)]
+    flat = torch.cat(ids).tolist()
+    assert flat == sorted(set(flat)) and flat[-1] == vocabulary.size - 1
+    assert all(torch.equal(vocabulary.to_codes(level, i), codes[level]) for level, i in enumerate(ids))
+    with pytest.raises(ValueError, match=f"level 2 has ids from {ids[1][0]} to {ids[1][1]}, got {ids[0][0]}"):
+        vocabulary.to_codes(1, ids[0])
 
 
 @pytest.mark.parametrize("sentence", ["a small red star", "Ünïcode, 日本 & emoji 🎈", "", "  two  spaces "])
