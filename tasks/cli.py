@@ -49,9 +49,10 @@ def main(argv: list[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         print(f"{who}: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader went away: `pyramid ... | head`
-        return DONE
+    except SystemExit:
+        if "--help" not in args:
+            raise
+        return DONE  # typer exits so where the reader of the help went away: `pyramid --help | head`
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -64,8 +65,9 @@ def _report(error: Exception, who: str) -> int:
         if type(error).__name__ == "NoArgsIsHelpError":
             print(show_usage(), file=sys.stderr)
         else:
-            see = "pyramid" if "No such command" in show_usage() else who
-            print(f"{who}: {' '.join(show_usage().split())} (see {see} --help)", file=sys.stderr)
+            context = getattr(error, "ctx", None)
+            page = context.command_path if context is not None else who
+            print(f"{who}: {' '.join(show_usage().split())} (see {page} --help)", file=sys.stderr)
         return USER_CAN_MEND
     if user_can_mend(error):
         print(f"{who}: {one_line(error)}", file=sys.stderr)

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
+import av
 import numpy as np
 from torch import Tensor
 
+from pyramid.data.container import open_video, video_stream
 from pyramid.data.frames import iter_frames
 from pyramid.data.transforms import from_uint8
+
+
+def rate_varies(path: Path) -> bool:
+    """Whether some frame of a clip is shown for half as long again as most are; its time stamps are read to the end,
+    without decoding. False where it has none. Raises VideoError for a file that gives no video."""
+    times = []
+    with open_video(path) as container, suppress(av.FFmpegError):
+        for packet in container.demux(video_stream(path, container)):
+            times += [packet.pts] if packet.pts is not None else []
+    steps = np.diff(sorted(times))
+    return steps.size > 1 and bool(steps.max() > 1.5 * np.median(steps) + 1)  # 1: time stamps are rounded
 
 
 def stream_chunks(

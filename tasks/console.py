@@ -8,15 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import os
+import re
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
+import typer
+
 DONE, OUR_FAULT, USER_CAN_MEND = 0, 1, 2
 _OURS = ("pyramid", "lm", "tasks")
+_OUR_FILES = tuple(f"{Path(__file__).parents[1] / name}{os.sep}" for name in _OURS)
+_IN_A_WORKER = "\nOriginal Traceback (most recent call last):\n"  # how torch tells the error of a loader's worker
 
 Item = TypeVar("Item")
 
@@ -26,23 +34,39 @@ def user_can_mend(error: BaseException) -> bool:
 
     A ValueError that a library raises below us is a fault of ours: we should have checked before.
     """
-    if isinstance(error, BrokenPipeError):
-        return False
     if isinstance(error, OSError):
         return True
     if not isinstance(error, ValueError):
         return False
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).split(".")[0] in _OURS
+    _, in_a_worker, trace = str(error).partition(_IN_A_WORKER)
+    if in_a_worker:
+        files = re.findall(r'^ +File "(.+)", line ', trace, re.MULTILINE)
+    else:
+        files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    return bool(files) and files[-1].startswith(_OUR_FILES)
 
 
 def one_line(error: BaseException) -> str:
     """The message of an error on one line; an OSError of the system names its file."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+    text = str(error)
+    if _IN_A_WORKER in text:
+        text = text.splitlines()[-1].partition(": ")[2]
+    return " ".join(text.split()) or type(error).__name__
+
+
+def to_json(record: Any, indent: int | None = None) -> str:
+    """JSON, which has no NaN and no infinity: they become null. What it does not know becomes its `str`."""
+    return json.dumps(_finite(record), ensure_ascii=False, default=str, indent=indent)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 class Console:
@@ -66,14 +90,13 @@ class Console:
 
     def emit(self, record: dict[str, Any], text: str | None = None) -> None:
         """One result: a JSON object with `--json`, else `text` (nothing if None)."""
-        if self.as_json:
-            print(json.dumps(record, ensure_ascii=False, default=str), file=self._out, flush=True)
-        elif text is not None:
-            print(text, file=self._out, flush=True)
+        line = to_json(record) if self.as_json else text
+        if line is not None:
+            _print(line, self._out)
 
     def note(self, text: str) -> None:
         """Something worth knowing that is not a result."""
-        print(text, file=sys.stderr, flush=True)
+        _print(text, sys.stderr)
 
     def fault(self, error: BaseException) -> None:
         self.note(f"pyramid {self.verb}: {one_line(error)}")
@@ -117,3 +140,12 @@ class Console:
         """Ours are meant for the user and are shown in one line; those of libraries are not."""
         if category.__module__.split(".")[0] in _OURS:
             self.note(f"pyramid {self.verb}: warning: {' '.join(str(message).split())}")
+
+
+def _print(line: str, file: TextIO) -> None:
+    """Raises typer.Exit where nobody reads on, as in `pyramid ... | head`: that ends the verb, and well."""
+    try:
+        print(line, file=file, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())  # for Python's own flush at the end
+        raise typer.Exit(DONE) from None

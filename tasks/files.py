@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -40,9 +41,12 @@ def tagged(path: Path, *tags: str) -> Path:
 
 
 def name_outputs(inputs: list[Path], out: Path, suffix: str) -> list[Path]:
-    """A name for the result of each input: `out` itself where it has a suffix and there is one input, else a file in
-    the folder `out`. Inputs that share a stem keep their own suffix in the name."""
-    if out.suffix and not out.is_dir():
+    """A name for the result of each input: `out` itself where it is a file name, else a file in the folder `out`, with
+    `suffix` ("gif" or ".gif"). Inputs that share a stem keep their own suffix in the name.
+
+    A name with a suffix is a file's, but for those that end in a number, such as `v1.0`, and folders that are there.
+    """
+    if out.suffix and not out.suffix[1:].isdigit() and not out.is_dir():
         if len(inputs) > 1:
             raise ValueError(f"--out {out}: expected a folder for {len(inputs)} inputs, got a file name")
         return [out]
@@ -51,25 +55,41 @@ def name_outputs(inputs: list[Path], out: Path, suffix: str) -> list[Path]:
     again = [name for name, count in Counter(names).items() if count > 1]
     if again:
         raise ValueError(f"--out {out}: expected inputs with different names, got {again[0]} more than once")
-    return [out / f"{name}{suffix}" for name in names]
+    return [out / f"{name}.{suffix.removeprefix('.')}" for name in names]
 
 
-def claim(paths: Iterable[Path], overwrite: bool) -> None:
-    """Check, before any work, that these files may be written.
+def claim(paths: Iterable[Path], overwrite: bool, inputs: Iterable[Path] = ()) -> None:
+    """Check, before any work, that these videos may be written. Writes nothing, and makes no folder.
 
-    Raises FileExistsError for a file that is there, unless `overwrite`; IsADirectoryError for a folder.
+    Raises ValueError for a suffix that names no format, and for a file that is one of `inputs`; IsADirectoryError for a
+    folder; FileExistsError for a file that is there, unless `overwrite`.
     """
+    from pyramid.data.video import check_suffix
+
+    read = {_identity(path) for path in inputs if path.exists()}
     for path in paths:
+        check_suffix(path)
         if path.is_dir():
             raise IsADirectoryError(f"{path}: expected a file name, found a folder")
+        if path.exists() and _identity(path) in read:
+            raise ValueError(f"{path}: expected an output that is not an input too; give another --out")
         if path.exists() and not overwrite:
             raise FileExistsError(f"{path}: exists already; give another --out, or --overwrite")
 
 
-def claim_folder(path: Path, overwrite: bool) -> None:
-    """The same for a folder of results: new or empty, unless `overwrite`."""
+def claim_folder(path: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
+    """The same for a folder of results: new or empty, unless `overwrite`; apart from the folders `inputs`."""
+    place = path.resolve()
+    for folder in map(Path.resolve, inputs):
+        if place.is_relative_to(folder) or folder.is_relative_to(place):
+            raise ValueError(f"{path}: expected a folder apart from {folder}, which is read; give another --out")
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"{path}: expected a folder, found a file")
     if path.is_dir() and any(path.iterdir()) and not overwrite:
         raise FileExistsError(f"{path}: exists already and is not empty; give another --out, or --overwrite")
-    path.mkdir(parents=True, exist_ok=True)
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """The same for every name of one file."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino

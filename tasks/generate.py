@@ -10,7 +10,7 @@ import typer
 
 from tasks.console import DONE, Console
 from tasks.files import claim, tagged
-from tasks.options import Device, Json, Model, Out, Overwrite, Seed, check_device, parse_details
+from tasks.options import MAX_SEED, Device, Json, Model, Out, Overwrite, Seed, check_device, parse_details
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +21,12 @@ def generate(
     detail: Annotated[str, typer.Option("--detail", "-d", help="Levels to write: 3, 1,3, 1-3 or all.")] = "",
     num: Annotated[int, typer.Option("--num", "-n", min=1, help="Clips a prompt.")] = 1,
     frames: Annotated[int | None, typer.Option(min=1, help="Frames a clip; the model's by default.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="How hard to follow the prompt; 1 is not at all.")] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, help="0 ignores the prompt, 1 follows it as learned, more presses it.", show_default=False
+        ),
+    ] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest code.")] = 1.0,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample from this share of the probability.")] = 0.95,
     passes: Annotated[int | None, typer.Option(min=1, help="Passes a block of tokens; the model's by default.")] = None,
@@ -35,22 +40,26 @@ def generate(
     """Generate clips from words.
 
     --out names the format: .mp4, .gif, .png (a contact sheet). Several prompts, clips or details are numbered, such as
-    clip.2.detail-3.mp4. The details of one clip are prefixes of one pyramid.
+    clip.2.detail-3.mp4; each clip has the seed after that of the one before. The details of one clip are prefixes of
+    one pyramid.
     """
     with Console("generate", as_json) as console:
+        from lm.sampling import SamplingConfig
         from tasks.models import load_lm
 
         if any(not prompt.strip() for prompt in prompts):
             raise ValueError("PROMPT: expected a few words, got an empty one")
+        jobs = [prompt for prompt in prompts for _ in range(num)]
+        if seed + len(jobs) - 1 > MAX_SEED:
+            raise ValueError(f"--seed: expected at most {MAX_SEED - len(jobs) + 1} for {len(jobs)} clips, got {seed}")
+        options = _given(temperature=temperature, top_p=top_p, guidance=guidance)
+        SamplingConfig(**options)  # before the model is loaded
+        options |= _given(passes=passes, num_frames=frames)
         lm = load_lm(model, check_device(device))
         tokenizer = lm.tokenizer
         details = parse_details(detail or str(tokenizer.num_levels), tokenizer.num_levels)
-        jobs = [prompt for prompt in prompts for _ in range(num)]
         files = _output_files(out, len(jobs), details)
         claim(files.values(), overwrite)
-        options: dict[str, Any] = {"temperature": temperature, "top_p": top_p}
-        given = {"guidance": guidance, "passes": passes, "num_frames": frames}
-        options.update({name: value for name, value in given.items() if value is not None})
         for index, prompt in console.track(list(enumerate(jobs)), "generate"):
             begin = time.perf_counter()
             tokens = lm.generate([prompt], detail=max(details), seed=seed + index, **options)
@@ -74,10 +83,13 @@ def generate(
     return DONE
 
 
+def _given(**options: Any) -> dict[str, Any]:
+    """The options that were given; the model knows its own values of the others."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def _output_files(out: Path, num_clips: int, details: list[int]) -> dict[tuple[int, int], Path]:
     """The file of each (clip, detail). A sheet (.png) shows all details of its clip."""
-    if not out.suffix:
-        raise ValueError(f"--out {out}: expected a name such as clip.mp4, clip.gif or clip.png, got no suffix")
     files = {}
     for index in range(num_clips):
         number = [str(index + 1)] if num_clips > 1 else []

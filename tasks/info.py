@@ -98,11 +98,11 @@ def _describe_tokenizer(tokenizer: PyramidTokenizer) -> dict[str, Any]:
 
 
 def _describe_part(folder: Path) -> dict[str, Any]:
-    weights = sorted(folder.glob("*.safetensors"))
+    weights = sorted(folder.rglob("*.safetensors"))
     return {
         "format": json.loads((folder / "config.json").read_text(encoding="utf8")).get("format"),
         "megabytes": round(sum(path.stat().st_size for path in weights) / 1e6, 2),
-        "sha256": {path.name: _hash(path) for path in weights},
+        "sha256": {path.relative_to(folder).as_posix(): _hash(path) for path in weights},
     }
 
 
@@ -111,7 +111,7 @@ def _hash(path: Path) -> str:
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()
 
 
 def _lines(record: dict[str, Any], indent: str = "") -> list[str]:
@@ -125,5 +125,11 @@ def _lines(record: dict[str, Any], indent: str = "") -> list[str]:
                 text = "  ".join(f"{name} {what}" for name, what in item.items())
                 lines.append(f"{indent}{key.removesuffix('s')} {number}: {text}")
         else:
-            lines.append(f"{indent}{key}: {value:,}" if isinstance(value, int) else f"{indent}{key}: {value}")
+            lines.append(f"{indent}{key}: {_text(value)}")
     return lines
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lm.model import PyramidLM
-    from pyramid.tokenizer import PyramidTokenizer
+    from pyramid.tokenizer import PyramidTokenizer, TokenizerConfig
+    from tasks.judge import Judge
 
 DEFAULT = Path(__file__).parent / "default_model"
 
@@ -29,9 +30,14 @@ def part_of(model: str | None, part: str) -> Path:
     """The folder of one part ("tokenizer", "lm") of a model. Raises FileNotFoundError with what was expected."""
     root = default_model() if model is None else Path(model)
     if model is not None and not root.exists():
+        from huggingface_hub.errors import HFValidationError
+
         from pyramid.tokenizer import model_folder
 
-        root = model_folder(model)  # a hub id
+        try:
+            root = model_folder(model)  # a hub id
+        except HFValidationError:
+            raise FileNotFoundError(f"model {model}: expected a folder or a hub id, found no folder") from None
     if (root / part / "config.json").is_file():
         return root / part
     others = [name for name in ("tokenizer", "lm", "judge") if name != part and (root / name / "config.json").is_file()]
@@ -64,6 +70,21 @@ def load_lm(model: str | None = None, device: str = "cpu") -> PyramidLM:
     folder = part_of(model, "lm")
     with _damage_named(folder):
         return PyramidLM.from_pretrained(folder, device=device)
+
+
+def load_judge(model: str | None, clips: TokenizerConfig) -> Judge:
+    """The judge beside a model's `lm/`, else the shipped one. Raises ValueError unless it judges clips of this size."""
+    from tasks.judge import Judge
+
+    own = part_of(model, "lm").with_name("judge")
+    folder = own if (own / "config.json").is_file() else part_of(None, "judge")
+    with _damage_named(folder):
+        judge = Judge.load(folder)
+    made = f"{clips.num_frames} frames of {clips.height}x{clips.width}"
+    judged = f"{judge.num_frames} frames of {judge.size}x{judge.size}"
+    if made != judged:
+        raise ValueError(f"{folder}: expected a judge of {made}, which the model makes, got one of {judged}")
+    return judge
 
 
 @contextlib.contextmanager

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+MAX_SEED = 2**32 - 1  # the most that all generators take
+
 Inputs = Annotated[list[str], typer.Argument(metavar="INPUT...", help="Files, folders or globs.", show_default=False)]
 Model = Annotated[
     str | None,
@@ -14,19 +16,21 @@ Model = Annotated[
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Where to write.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Same seed, same result.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Same seed, same result.")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout, all else on stderr.")]
 
 
 def check_device(name: str) -> str:
-    """Raises ValueError for a device that torch does not know or does not have here."""
+    """Raises ValueError for a device that is none of cpu, cuda and mps, or that torch does not have here."""
     import torch
 
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"--device: expected cpu, cuda, cuda:N or mps, got {name!r}") from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"--device: expected cpu, cuda, cuda:N or mps, got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"--device: expected a device of this machine, got {name!r}; it has no such GPU")
     if device.type == "mps" and not torch.backends.mps.is_available():
@@ -38,13 +42,11 @@ def parse_details(text: str, num_levels: int) -> list[int]:
     """`all`, `3`, `1,3` or `1-3` -> details. Raises ValueError for what is not from 1 to `num_levels`."""
     if text == "all":
         return list(range(1, num_levels + 1))
-    details: dict[int, None] = {}
+    parts = [part.partition("-") for part in text.split(",")]
     try:
-        for part in text.split(","):
-            first, dash, last = part.partition("-")
-            details.update(dict.fromkeys(range(int(first), int(last if dash else first) + 1)))
+        spans = [(int(first), int(last if dash else first)) for first, dash, last in parts]
     except ValueError:
-        details = {}
-    if not details or min(details) < 1 or max(details) > num_levels:
+        spans = [(0, 0)]
+    if not all(1 <= first <= last <= num_levels for first, last in spans):
         raise ValueError(f"--detail: expected all, or numbers from 1 to {num_levels} such as 2 or 1-3, got {text!r}")
-    return sorted(details)
+    return sorted({detail for first, last in spans for detail in range(first, last + 1)})

@@ -6,16 +6,19 @@ held-out clips at every detail. Writes `report.html`, `summary.json`, and the cl
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tasks.console import DONE, Console
+from tasks.console import DONE, Console, to_json
 from tasks.files import claim_folder
 from tasks.options import Json, Model, Out, Overwrite, Seed
+
+if TYPE_CHECKING:
+    from lm.model import PyramidLM
+    from tasks.judge import Judge
 
 
 def quickstart(
@@ -28,22 +31,21 @@ def quickstart(
 ) -> int:
     """Train a little, caption, generate at every detail, and write a report."""
     with Console("quickstart", as_json) as console:
-        from tasks.models import load_lm
+        from tasks.models import load_judge, load_lm, part_of
 
-        claim_folder(out, overwrite)
-        lm = load_lm(model)  # first: without a model there is nothing to show
-        summary = _run(console, lm, out, minutes, seed)
+        claim_folder(out, overwrite, inputs=[part_of(model, "lm")])
+        lm = load_lm(model)
+        judge = load_judge(model, lm.tokenizer.config)
+        summary = _run(console, lm, judge, out, minutes, seed)
         console.emit(summary, _closing(summary, out))
     return DONE
 
 
-def _run(console: Console, lm: Any, out: Path, minutes: float, seed: int) -> dict[str, Any]:
+def _run(console: Console, lm: PyramidLM, judge: Judge, out: Path, minutes: float, seed: int) -> dict[str, Any]:
     import torch
 
     from pyramid import ops
     from tasks import showcase
-    from tasks.judge import Judge
-    from tasks.models import part_of
     from tasks.report import write_report
 
     clock = _Clock(console)
@@ -55,7 +57,7 @@ def _run(console: Console, lm: Any, out: Path, minutes: float, seed: int) -> dic
     with clock("caption"):
         captions = showcase.show_captions(lm, out / "clips")
     with clock("generate"):
-        generated = showcase.show_generation(lm, Judge.load(part_of(None, "judge")), seed)
+        generated = showcase.show_generation(lm, judge, seed)
     summary = {
         "seconds": clock.seconds,
         "tokenizer": rebuilt.figures,
@@ -77,7 +79,7 @@ def _run(console: Console, lm: Any, out: Path, minutes: float, seed: int) -> dic
     ]
     write_report(out / "report.html", "Pyramid: quickstart", sections, "Video as a semantic pyramid of tokens")
     part = out / ".summary.json.partial"
-    part.write_text(json.dumps(summary, indent=2, default=str) + "\n", encoding="utf8")
+    part.write_text(to_json(summary, indent=2) + "\n", encoding="utf8")
     part.replace(out / "summary.json")
     return summary
 

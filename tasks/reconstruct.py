@@ -1,7 +1,8 @@
 """`pyramid reconstruct`: clips through the tokenizer and back at one detail or several, in constant memory.
 
-A clip keeps its own size, length and rate. Several details come from one pass over the file: the encoder's tokens and
-the decoders of all details advance chunk by chunk together.
+A clip keeps its size as a viewer sees it (pixels become square) and its frames, at one rate: where the rate varies,
+frames move in time, and a line on stderr says so. Sound is not kept. Several details come from one pass over the file:
+the encoder's tokens and the decoders of all details advance chunk by chunk together.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ import typer
 from tasks.console import Console
 from tasks.files import claim, find_clips, name_outputs, tagged
 from tasks.models import codebook_sizes, load_tokenizer
-from tasks.options import Device, Inputs, Json, Model, Out, Overwrite, check_device, parse_details
+from tasks.options import Device, Inputs, Json, Model, Overwrite, check_device, parse_details
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from pyramid.data.frames import VideoInfo
     from pyramid.tokenizer import PyramidTokenizer
     from pyramid.tokens import TokenPyramid
 
@@ -35,7 +37,10 @@ def reconstruct(
     inputs: Inputs,
     detail: Annotated[str, typer.Option("--detail", "-d", help="Levels to use: 3, 1,3, 1-3 or all.")] = "all",
     model: Model = None,
-    out: Out = Path("runs/reconstruct"),
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="A folder (v1.0 is one too), or for one clip a file such as x.gif."),
+    ] = Path("runs/reconstruct"),
     suffix: Annotated[str, typer.Option(help="Format where --out is a folder: .mp4 .gif .png (a sheet) ...")] = ".mp4",
     max_side: Annotated[
         int | None, typer.Option(min=1, help="Shrink clips to this longer side first.", show_default=False)
@@ -46,8 +51,8 @@ def reconstruct(
 ) -> int:
     """Encode and decode clips, at one detail or several.
 
-    Writes one clip a detail, or, as .png, a sheet that shows all details side by side. A clip keeps its own size,
-    length and rate; memory does not grow with its length.
+    Writes one clip a detail, or, as .png, a sheet that shows all details side by side. A clip keeps its size and its
+    frames, at one rate; sound is not kept. Memory does not grow with its length.
     """
     with Console("reconstruct", as_json) as console:
         paths = find_clips(inputs)
@@ -55,7 +60,7 @@ def reconstruct(
         tokenizer = load_tokenizer(model, check_device(device))
         details = parse_details(detail, tokenizer.num_levels)
         files = {path: _output_files(target, details) for path, target in targets.items()}
-        claim((name for names in files.values() for name in names.values()), overwrite)
+        claim((name for names in files.values() for name in names.values()), overwrite, inputs=paths)
 
         def work(path: Path) -> None:
             for record in reconstruct_file(tokenizer, path, files[path], console, overwrite, max_side):
@@ -103,7 +108,7 @@ def reconstruct_file(
     from pyramid.data.frames import probe
     from pyramid.data.transforms import to_uint8
     from pyramid.data.video import VideoWriter
-    from tasks.clips import stream_chunks
+    from tasks.clips import rate_varies, stream_chunks
 
     info = probe(path)
     sheet = len(set(files.values())) == 1 and next(iter(files.values())).suffix.lower() == ".png"
@@ -111,19 +116,21 @@ def reconstruct_file(
     limit = 50.0 if next(iter(files.values())).suffix.lower() == ".gif" else 1000.0
     scores = {k: _Score() for k in files}
     strips = {k: _strip() for k in (0, *files)} if sheet else {}
-    size = _within(info.height, info.width, max_side)
-    chunks = stream_chunks(path, tokenizer.config.chunk_frames, fps=limit if rate > limit else None, size=size)
+    height, width = size = _shown_size(info, max_side)
+    faster = rate > limit  # then frames are left out, going by their times
+    rate = min(rate, limit)
+    if not sheet and not faster and rate_varies(path):
+        console.note(f"{path}: its frame rate varies; the frames are written at {rate:.4g} a second throughout")
+    if not sheet and info.has_audio:
+        console.note(f"{path}: its sound is not kept")
+    chunks = stream_chunks(path, tokenizer.config.chunk_frames, fps=rate if faster else None, size=size)
     chunks = console.track(chunks, path.name, _num_chunks(tokenizer, info.frames))
-    for file in files.values():
-        file.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        writers = {}
-        if not sheet:
-            writers = {
-                k: stack.enter_context(VideoWriter(file, fps=min(rate, limit), overwrite=overwrite))
-                for k, file in files.items()
-            }
+        writers: dict[int, VideoWriter] = {}
         for original, tokens, decoded in _roundtrip(tokenizer, chunks, list(files)):
+            for k, file in files.items() if not sheet and not writers else ():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                writers[k] = stack.enter_context(VideoWriter(file, fps=rate, overwrite=overwrite))
             source = to_uint8(original[0]).numpy(force=True)
             _add(strips, 0, source)
             for k, video in decoded.items():
@@ -134,7 +141,6 @@ def reconstruct_file(
                     writers[k].write(frame)
     if sheet:
         _write_sheet(next(iter(files.values())), strips, scores, overwrite)
-    height, width = size or (info.height, info.width)
     for k, score in scores.items():
         yield {
             "input": str(path),
@@ -157,12 +163,11 @@ def _line(record: dict[str, Any]) -> str:
     return f"{record['output']}: detail {record['detail']}, {size}, {psnr}, {cost}"
 
 
-def _within(height: int, width: int, max_side: int | None) -> tuple[int, int] | None:
-    """The size, or None to keep it, at which the longer side is at most `max_side`."""
-    longer = max(height, width)
-    if max_side is None or longer <= max_side:
-        return None
-    return max(1, round(height * max_side / longer)), max(1, round(width * max_side / longer))
+def _shown_size(info: VideoInfo, max_side: int | None) -> tuple[int, int]:
+    """(height, width) in square pixels, the longer side at most `max_side`."""
+    height, width = info.height, info.width * info.pixel_aspect
+    scale = min(1.0, max_side / max(height, width)) if max_side is not None else 1.0
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def _num_chunks(tokenizer: PyramidTokenizer, frames: int | None) -> int | None:
@@ -218,6 +223,7 @@ def _write_sheet(file: Path, strips: dict[int, Any], scores: dict[int, _Score], 
 
     columns = min(_SHEET_COLUMNS, strips[0].count)
     rows = [from_uint8(np.stack(strip.pick(columns))) for strip in strips.values()]
+    file.parent.mkdir(parents=True, exist_ok=True)
     labels = ["original", *(f"detail {k}: {s.psnr:.1f} dB, {s.tokens} tokens" for k, s in scores.items())]
     with VideoWriter(file, overwrite=overwrite) as writer:
         writer.write(contact_sheet(rows, labels, max_frames=columns))

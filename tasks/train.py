@@ -11,7 +11,7 @@ import typer
 
 from tasks.console import DONE, Console
 from tasks.files import claim_folder
-from tasks.options import Json, Out, Overwrite, check_device
+from tasks.options import MAX_SEED, Json, Out, Overwrite, check_device
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +28,9 @@ Configs = Annotated[
 ]
 PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the whole config as YAML, and stop.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")]
-Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Short for run.seed=N.", show_default=False)]
+Seed = Annotated[
+    int | None, typer.Option("--seed", min=0, max=MAX_SEED, help="Short for run.seed=N.", show_default=False)
+]
 Device = Annotated[
     str | None, typer.Option("--device", help="Short for run.device=NAME: auto, cpu, cuda, mps.", show_default=False)
 ]
@@ -122,7 +124,8 @@ def _run(
         console.emit(to_dict(cfg), to_yaml(cfg).rstrip())
         return DONE
     if not resume:
-        claim_folder(out, overwrite)
+        read = (cfg.data.path, cfg.initialize, getattr(cfg, "tokenizer", None))
+        claim_folder(out, overwrite, inputs=[Path(name) for name in read if name])
     from tasks.training_progress import TrainingProgress
 
     quiet_lightning()

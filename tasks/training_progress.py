@@ -67,10 +67,10 @@ class TrainingProgress(Callback):
         shown = _shown(values)
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=share, values=f"step {trainer.global_step} {shown}")
-            return
-        done = share - self._share
-        left = f", {seconds * (1 - share) / done:.0f} s left" if done > 0.01 and share < 1 else ""
-        self.console.note(f"{self.what}: step {trainer.global_step}, {share:.0%} in {seconds:.0f} s{left}  {shown}")
+        else:
+            done = share - self._share
+            left = f", {seconds * (1 - share) / done:.0f} s left" if done > 0.01 and share < 1 else ""
+            self.console.note(f"{self.what}: step {trainer.global_step}, {share:.0%} in {seconds:.0f} s{left}  {shown}")
         self.console.emit(record)
 
 

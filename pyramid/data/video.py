@@ -7,7 +7,8 @@ exception it is removed. The suffix picks the format:
                      written in 4:4:4 instead, so that its size is kept (ffmpeg and Chrome play that, Safari does not)
     .webm            VP9, 4:2:0
     .mkv             FFV1 in RGB: lossless
-    .gif             a palette a frame, endless loop; at most 50 frames a second (viewers slow down faster ones)
+    .gif             a palette a frame, endless loop; at most 50 frames a second (viewers slow down faster ones). Delays
+                     are whole numbers of 1/100 s: at 8 frames a second 12 and 13 in turn, which is read as 8.33
     .png             one frame: the picture itself; more: a contact sheet of up to 64 of them, evenly spaced
 """
 
@@ -15,7 +16,8 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ __all__ = [
     "VideoInfo",
     "VideoWarning",
     "VideoWriter",
+    "check_suffix",
     "contact_sheet",
     "from_uint8",
     "iter_frames",
@@ -62,6 +65,14 @@ _FORMATS: dict[str, tuple[Any, Any, Any, dict[str, str]]] = {
     ".gif": ("gif", "gif", "pal8", {"gifflags": "0"}),
     ".png": (None, None, None, {}),
 }
+
+
+def check_suffix(path: str | os.PathLike) -> str:
+    """The suffix of a file to be written, in lower case. Raises ValueError for one that names no format."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in _FORMATS:
+        raise ValueError(f"{path}: expected a name that ends in {', '.join(_FORMATS)}, got {suffix or 'no suffix'}")
+    return suffix
 
 
 def read_clip(
@@ -106,7 +117,7 @@ class VideoWriter:
 
     Args:
         path: where to; its suffix picks the format (see the top of the file).
-        fps: frames a second.
+        fps: frames a second, 0.001 to 1000 (.gif: 0.002 to 50).
         overwrite: replace a file that is there.
 
     Raises:
@@ -117,12 +128,10 @@ class VideoWriter:
 
     def __init__(self, path: str | os.PathLike, fps: float = 8, overwrite: bool = False):
         self.path = Path(path)
-        suffix = self.path.suffix.lower()
-        if suffix not in _FORMATS:
-            raise ValueError(f"{path}: expected a name that ends in {', '.join(_FORMATS)}, got {suffix or 'no suffix'}")
-        limit = 50 if suffix == ".gif" else 1000
-        if not 0 < fps <= limit:
-            raise ValueError(f"{path}: fps must be above 0 and at most {limit} for {suffix}, got {fps}")
+        suffix = check_suffix(self.path)
+        low, high = (0.002, 50) if suffix == ".gif" else (0.001, 1000)
+        if not low <= fps <= high:
+            raise ValueError(f"{path}: fps must be from {low} to {high} for {suffix}, got {fps}")
         if not self.path.parent.is_dir():
             raise FileNotFoundError(f"{path}: the folder {self.path.parent} does not exist")
         self.fps, self.overwrite, self.num_frames = fps, overwrite, 0
@@ -150,6 +159,7 @@ class VideoWriter:
 
         Raises:
             ValueError: another type, shape or size, or the writer is closed.
+            OSError: the file cannot be written.
         """
         if self._closed:
             raise ValueError(f"{self.path}: expected an open writer, got a frame after close()")
@@ -165,7 +175,8 @@ class VideoWriter:
         if frame.shape != self._shape:
             raise ValueError(f"{self.path}: expected frames of one size {self._shape}, got {frame.shape}")
         try:
-            self._add(np.ascontiguousarray(frame))
+            with _naming(self.path):
+                self._add(np.ascontiguousarray(frame))
         except BaseException:
             self.abort()
             raise
@@ -177,6 +188,7 @@ class VideoWriter:
         Raises:
             ValueError: no frame was written.
             FileExistsError: something took the name meanwhile, and `overwrite` is False.
+            OSError: the file cannot be written.
         """
         if self._closed:
             return
@@ -184,12 +196,13 @@ class VideoWriter:
             if self.num_frames == 0:
                 raise ValueError(f"{self.path}: expected at least one frame to write, got none")
             self._check_free()
-            if self._container is None:
-                _write_sheet(self._temporary, self._sheet)
-            else:
-                self._container.mux(self._stream.encode(None))
-                self._container.close()
-            os.replace(self._temporary, self.path)
+            with _naming(self.path):
+                if self._container is None:
+                    _write_sheet(self._temporary, self._sheet)
+                else:
+                    self._container.mux(self._stream.encode(None))
+                    self._container.close()
+                os.replace(self._temporary, self.path)
         except BaseException:
             self.abort()
             raise
@@ -254,6 +267,15 @@ class VideoWriter:
         self._sheet.append(frame.copy())
         if len(self._sheet) == 2 * _SHEET_FRAMES:
             self._sheet, self._stride = self._sheet[::2], 2 * self._stride
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Names the file that cannot be written: FFmpeg names none, the system the temporary one."""
+    try:
+        yield
+    except (av.FFmpegError, OSError) as error:
+        raise OSError(error.errno, error.strerror or str(error), os.fspath(path)) from error
 
 
 def _paletted(frame: np.ndarray) -> av.VideoFrame:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
+import math
+import os
 import re
 import shutil
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from made_clips import write_timed
+from torch.utils.data import DataLoader
 
 from lm.model import LMConfig, PyramidLM, make_backbone
 from lm.vocabulary import train_text_tokenizer
@@ -16,8 +27,11 @@ from pyramid.data.video import probe, read_clip, write_video
 from pyramid.tokenizer import PyramidTokenizer, TokenizerConfig
 from tasks import cli
 from tasks.console import Console, one_line, user_can_mend
+from tasks.files import claim, claim_folder, name_outputs
+from tasks.judge import Judge
 from tasks.models import DEFAULT
 from tasks.options import parse_details
+from tasks.training_progress import TrainingProgress
 
 VERBS = ["train", "reconstruct", "caption", "generate", "info", "doctor", "bench", "quickstart"]
 
@@ -71,6 +85,18 @@ def test_every_verb_has_help(capsys, verb):
         (["train", "tokenizer", "-c", "nowhere.yaml"], "nowhere.yaml: expected a YAML file"),
         (["train", "tokenizer", "--device", "abacus"], "expected auto, cpu, cuda or mps, got 'abacus'"),
         (["train", "tokenizer", "run.batch_size=0"], "run: batch_size must be at least 1, got 0"),
+        (["train", "tokenizer", "--nope"], r"\(see pyramid train tokenizer --help\)"),
+        (["train", "tokenzier"], r"\(see pyramid train --help\)"),
+        (["bench", "ops", "--device", "meta"], "--device: expected cpu, cuda, cuda:N or mps, got 'meta'"),
+        (["info", "runs/no+where"], "runs/no.where: expected a folder or a hub id, found no folder"),
+        (["generate", "x", "-m", "/nowhere", "--seed", 2**32], "--seed.* 4294967295"),
+        (
+            ["generate", "x", "-m", "/nowhere", "--seed", 2**32 - 1, "-n", 2],
+            "--seed: expected at most 4294967294 for 2",
+        ),
+        (["generate", "x", "-m", "/nowhere", "--guidance", "nan"], "guidance"),
+        (["generate", "x", "-m", "/nowhere", "--temperature", "inf"], "temperature must be finite"),
+        (["generate", "x", "-m", "/nowhere", "--top-p", "0"], "top_p must lie in"),
     ],
 )
 def test_what_the_user_can_mend_is_one_line_and_exit_2(capsys, args, message):
@@ -104,6 +130,45 @@ def test_a_value_error_from_below_us_is_not_the_users():
         parse_details("9", 5)
     assert user_can_mend(caught.value)
     assert one_line(FileNotFoundError(2, "No such file", "x")) == "x: No such file"
+
+
+class _Broken:
+    """A data set whose items cannot be had."""
+
+    def __init__(self, get):
+        self.get = get
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return self.get()
+
+
+@pytest.mark.parametrize(
+    ("get", "mendable", "line"),
+    [
+        (lambda: probe("no.mp4"), True, "no.mp4: expected a video file, but nothing is there"),
+        (lambda: claim_folder(Path(__file__), False), True, f"{__file__}: expected a folder, found a file"),
+        (lambda: Path("no.mp4").read_bytes(), True, "[Errno 2] No such file or directory: 'no.mp4'"),
+        (lambda: int("x"), False, "invalid literal for int() with base 10: 'x'"),
+    ],
+)
+def test_an_error_of_a_worker_is_told_as_if_it_were_here(get, mendable, line):
+    with pytest.raises((OSError, ValueError)) as caught:
+        next(iter(DataLoader(_Broken(get), num_workers=1, multiprocessing_context="fork")))
+    assert user_can_mend(caught.value) == mendable
+    assert one_line(caught.value) == line
+
+
+@pytest.mark.parametrize("args", [["doctor"], ["train", "tokenizer", "--help"]])
+def test_a_reader_that_has_seen_enough_is_no_error(args):
+    command = [sys.executable, "-m", "tasks.cli", *args]
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=root) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
 
 
 def test_print_config_is_yaml_that_loads_back(capsys, tmp_path):
@@ -166,14 +231,72 @@ def test_nothing_is_overwritten_unasked(capsys, model, clip, tmp_path):
     assert probe(out).frames == 6
 
 
+@pytest.mark.parametrize("link", [None, os.symlink, os.link])
+def test_an_output_is_never_an_input(capsys, model, clip, link):
+    before, out = clip.read_bytes(), clip
+    if link is not None:
+        out = clip.with_name("other.mp4")
+        link(clip, out)
+    for inputs, target in ((clip, out), (clip.parent, clip.parent)):
+        args = ["reconstruct", inputs, "--model", model, "--out", target, "-d", "1", "--overwrite"]
+        code, lines, err = run(capsys, *args)
+        assert (code, lines) == (2, [])
+        assert err[-1].endswith("expected an output that is not an input too; give another --out")
+    assert clip.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("out", "suffix", "name"),
+    [
+        ("x.gif", ".mp4", "x.gif"),
+        ("x.xyz", ".mp4", "x.xyz"),
+        ("out", "gif", "out/clip.gif"),
+        ("out", ".gif", "out/clip.gif"),
+        ("v1.0", ".mp4", "v1.0/clip.mp4"),
+        ("there.mp4", ".mp4", "there.mp4/clip.mp4"),
+    ],
+)
+def test_a_suffix_makes_a_file_name(tmp_path, monkeypatch, out, suffix, name):
+    monkeypatch.chdir(tmp_path)
+    Path("there.mp4").mkdir()
+    assert name_outputs([Path("clip.mov")], Path(out), suffix) == [Path(name)]
+
+
+def test_checking_outputs_makes_no_folder(tmp_path):
+    claim([tmp_path / "new" / "x.mp4"], overwrite=False)
+    claim_folder(tmp_path / "newer", overwrite=False)
+    with pytest.raises(ValueError, match=r"x.xyz: expected a name that ends in .mp4, .*, got .xyz"):
+        claim([tmp_path / "new" / "x.xyz"], overwrite=True)
+    for place in (tmp_path, tmp_path / "model", tmp_path / "model" / "out"):
+        with pytest.raises(ValueError, match="expected a folder apart from .*model, which is read"):
+            claim_folder(place, overwrite=True, inputs=[tmp_path / "model"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_reconstruct_does_not_keep_is_said(capsys, model, tmp_path, monkeypatch):
+    source, out = tmp_path / "x.mp4", tmp_path / "y.mp4"
+    write_timed(source, [0, 40, 80, 1040, 1080], sample_aspect_ratio=Fraction(4, 3))
+    info = dataclasses.replace(probe(source), has_audio=True)
+    monkeypatch.setattr("pyramid.data.frames.probe", lambda path: info)
+    code, _, err = run(capsys, "reconstruct", source, "--model", model, "--out", out, "-d", "1")
+    assert code == 0
+    assert err[0].startswith(f"{source}: its frame rate varies; the frames are written at ")
+    assert err[1] == f"{source}: its sound is not kept"
+    monkeypatch.undo()
+    assert (info.pixel_aspect, info.width) == (pytest.approx(4 / 3), 64)
+    assert (probe(out).width, probe(out).height, probe(out).frames) == (85, 48, 5)
+
+
 def test_a_broken_file_in_a_folder_is_one_line_and_the_others_go_on(capsys, model, clip, tmp_path):
     (clip.parent / "broken.mp4").write_bytes(b"no video")
+    (clip.parent / "gone.mp4").symlink_to("nowhere")
     args = ["reconstruct", clip.parent, "--model", model, "--out", tmp_path / "out", "-d", "1"]
     code, lines, err = run(capsys, *args)
     assert code == 2
     assert len(lines) == 1
-    assert len(err) == 1
+    assert len(err) == 2
     assert "broken.mp4" in err[0]
+    assert "gone.mp4" in err[1]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["clip one.mp4"]
 
 
@@ -187,7 +310,7 @@ def test_names_of_outputs_never_meet(capsys, model, clip, tmp_path):
     assert "expected a folder for 2 inputs" in err[0]
 
 
-@pytest.mark.parametrize("detail", ["0", "6", "x", "3-1", ""])
+@pytest.mark.parametrize("detail", ["0", "6", "x", "3-1", "3-1,2", "1-100000000000", ""])
 def test_a_wrong_detail_names_the_range(capsys, model, clip, detail):
     code, _, err = run(capsys, "reconstruct", clip, "--model", model, "--detail", detail)
     assert code == 2
@@ -200,8 +323,12 @@ def test_info_describes_models_clips_and_tokens(capsys, model, clip, tmp_path):
     assert code == 0
     assert [level["codebook"] for level in record["tokenizer"]["levels"]].count("words") >= 1
     assert record["tokenizer"]["tokens"] == sum(level["tokens"] for level in record["tokenizer"]["levels"])
+    weights = Path(model, "lm", "backbone", "model.safetensors").read_bytes()
+    assert record["parts"]["lm"]["sha256"]["backbone/model.safetensors"] == hashlib.sha256(weights).hexdigest()
+    assert record["parts"]["lm"]["megabytes"] > len(weights) / 1e6
     code, lines, _ = run(capsys, "info", clip, "--json")
     assert json.loads(lines[0])["width"] == 40
+    assert "has_audio: no" in run(capsys, "info", clip)[1]
     tokenizer = PyramidTokenizer.from_pretrained(f"{model}/tokenizer")
     tokenizer.encode(torch.zeros(2, 3, 9, 32, 32)).save(tmp_path / "t.safetensors")
     code, lines, _ = run(capsys, "info", tmp_path / "t.safetensors", "--json")
@@ -223,10 +350,27 @@ def test_training_writes_a_model_and_refuses_to_write_over_it(capsys, clip, tmp_
 def test_json_keeps_what_libraries_print_off_stdout(capsys):
     with Console("test", as_json=True) as console:
         print("a library talks")
-        console.emit({"ok": True}, "text")
+        console.emit({"ok": True, "loss": [math.nan, {"psnr": math.inf}, 1.5]}, "text")
     captured = capsys.readouterr()
-    assert captured.out == '{"ok": true}\n'
+    assert captured.out == '{"ok": true, "loss": [null, {"psnr": null}, 1.5]}\n'
     assert captured.err == "a library talks\n"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_training_emits_records_beside_a_bar_too(capsys, monkeypatch, terminal):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    module = torch.nn.Linear(2, 2)
+    module.device = "cpu"
+    module.schedule = SimpleNamespace(progress=lambda _: 0.5, run=SimpleNamespace(max_steps=2, max_minutes=0))
+    trainer = SimpleNamespace(global_step=1, logged_metrics={"train/loss": torch.tensor(math.nan)})
+    with Console("train", as_json=True) as console:
+        progress = TrainingProgress(console, "train")
+        progress.on_fit_start(trainer, module)
+        progress._last -= 60
+        progress.on_train_batch_end(trainer, module, None, None, 0)
+        progress.on_exception(trainer, module, KeyboardInterrupt())
+    (record,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (record["step"], record["train/loss"]) == (1, None)
 
 
 def test_caption_says_what_it_read(capsys, model, clip):
@@ -271,7 +415,7 @@ def test_the_same_seed_gives_the_same_clip(capsys, model, tmp_path):
     ("args", "message"),
     [
         (["a ring", "--out", "clip"], "got no suffix"),
-        (["a ring", "--out", "clip.xyz"], "clip.xyz"),
+        (["a ring", "--out", "new/clip.xyz"], "new/clip.xyz: expected a name that ends in .mp4"),
         ([" "], "expected a few words"),
         (["a ring", "--detail", "9"], "numbers from 1 to 5"),
         (["a ring", "--top-p", "2"], "top-p"),
@@ -283,6 +427,20 @@ def test_generate_refuses_in_one_line(capsys, model, tmp_path, monkeypatch, args
     assert (code, lines) == (2, [])
     assert message in err[-1]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_quickstart_refuses_a_judge_of_other_clips_at_once(capsys, model, tmp_path):
+    folder, out = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(model, folder)
+    Judge(5, 16).save(folder / "judge")
+    code, lines, err = run(capsys, "quickstart", "--model", folder, "--out", out)
+    assert (code, lines) == (2, [])
+    wanted = "expected a judge of 9 frames of 32x32, which the model makes, got one of 5 frames of 16x16"
+    assert err[-1] == f"pyramid quickstart: {folder}/judge: {wanted}"
+    code, _, err = run(capsys, "quickstart", "--model", folder, "--out", folder, "--overwrite")
+    assert code == 2
+    assert "expected a folder apart from" in err[-1]
+    assert not out.exists()
 
 
 def test_a_damaged_model_is_named(capsys, model, clip, tmp_path):

@@ -3,9 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from made_clips import write_timed
 
 from pyramid.data.video import read_clip, write_video
-from tasks.clips import Spread, read_spread, stream_chunks
+from tasks.clips import Spread, rate_varies, read_spread, stream_chunks
 
 
 def numbered(count: int) -> list[np.ndarray]:
@@ -39,3 +40,17 @@ def test_chunks_are_the_first_frame_then_runs(tmp_path, count, lengths):
     chunks = list(stream_chunks(tmp_path / "x.mkv", 8))
     assert [chunk.shape[2] for chunk in chunks] == lengths
     assert torch.equal(torch.cat(chunks, dim=2)[0], read_clip(tmp_path / "x.mkv"))
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+@pytest.mark.parametrize(
+    ("times", "varies"), [([0], False), ([0, 33, 67, 100, 133], False), ([0, 33, 67, 100, 900, 933], True)]
+)
+def test_a_rate_that_varies_is_noticed(tmp_path, suffix, times, varies):
+    write_timed(tmp_path / f"x{suffix}", times)
+    assert rate_varies(tmp_path / f"x{suffix}") == varies
+
+
+def test_a_clip_without_time_stamps_has_one_rate(tmp_path):
+    write_timed(tmp_path / "x.h264", [0, 40, 80])
+    assert not rate_varies(tmp_path / "x.h264")
