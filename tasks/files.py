@@ -78,10 +78,9 @@ def claim(paths: Iterable[Path], overwrite: bool, inputs: Iterable[Path] = ()) -
 
 
 def claim_folder(path: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
-    """The same for a folder of results: new or empty, unless `overwrite`; apart from the folders `inputs`."""
-    place = path.resolve()
-    for folder in map(Path.resolve, inputs):
-        if place.is_relative_to(folder) or folder.is_relative_to(place):
+    """The same for a folder of results: new or empty, unless `overwrite`; never one that holds any of `inputs`."""
+    for folder in inputs:
+        if folder.resolve().is_relative_to(path.resolve()):
             raise ValueError(f"{path}: expected a folder apart from {folder}, which is read; give another --out")
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"{path}: expected a folder, found a file")

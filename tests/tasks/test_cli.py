@@ -267,7 +267,8 @@ def test_checking_outputs_makes_no_folder(tmp_path):
     claim_folder(tmp_path / "newer", overwrite=False)
     with pytest.raises(ValueError, match=r"x.xyz: expected a name that ends in .mp4, .*, got .xyz"):
         claim([tmp_path / "new" / "x.xyz"], overwrite=True)
-    for place in (tmp_path, tmp_path / "model", tmp_path / "model" / "out"):
+    claim_folder(tmp_path / "model" / "out", overwrite=True, inputs=[tmp_path / "model"])
+    for place in (tmp_path, tmp_path / "model"):
         with pytest.raises(ValueError, match="expected a folder apart from .*model, which is read"):
             claim_folder(place, overwrite=True, inputs=[tmp_path / "model"])
     assert list(tmp_path.iterdir()) == []
