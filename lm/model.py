@@ -114,14 +114,16 @@ class PyramidLM(nn.Module):
     def sequence_ids(self, task: str, tokens: TokenPyramid, sentences: Sequence[str]) -> Tensor:
         """A batch as the model reads it, (B, S) int64 in the one id space of `vocabulary`: for "generate" [pad ...]
         [task] [detail] [text] [codes], for "caption" [task] [detail] [codes] [text] [end] [pad ...], the codes chunk by
-        chunk, coarse to fine, at the detail of `tokens`. `sentences`: the text of each clip."""
-        texts = [self.text_ids(sentence)[: self.config.max_text] for sentence in sentences]
+        chunk, coarse to fine, at the detail of `tokens`. `sentences`: the text of each clip, cut at `max_text` tokens,
+        the end counted in."""
+        tokens, limit = tokens.to(self.device), self.config.max_text
+        texts = [self.text_ids(sentence) for sentence in sentences]
         blocks = layout.blocks_of(tokens.pyramids, tokens.num_levels)
         codes = [self.vocabulary.to_ids(b.level, tokens.ids[b.chunk][b.level].flatten(1)) for b in blocks]
         if task == "generate":
             return torch.cat([self.prefix(task, tokens.num_levels, texts)[0], *codes], dim=1)
         head = self.prefix(task, tokens.num_levels, [[]] * len(texts))[0]
-        rows = [torch.tensor([*text, self.text.eos_token_id], device=self.device) for text in texts]
+        rows = [torch.tensor([*text, self.text.eos_token_id][:limit], device=self.device) for text in texts]
         tail = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.vocabulary.pad)
         return torch.cat([head, *codes, tail], dim=1)
 

@@ -19,7 +19,7 @@ from pyramid.schedule import RunConfig, Schedule, training_precision
 
 CONFIG = "train_config.yaml"
 # What may change when a run is resumed; the learning rate, say, is part of the optimizer's saved state.
-_FREE = {
+_FREE = {"data.path", "data.metadata", "initialize"} | {
     f"run.{name}"
     for name in ("max_steps", "max_minutes", "precision", "device", "num_workers")
     + ("log_every", "val_every", "val_batches", "checkpoint_every")
@@ -61,36 +61,48 @@ class TrainingModule(LightningModule):
         self.schedule.resume(checkpoint["seconds"])
 
 
-def moving_average(decay: float, device: torch.device) -> WeightAveraging:
+class MovingAverage(WeightAveraging):
     """Exponential moving average of the weights, used for validation and for what is saved. The decay warms up, so
-    that a short run is not averaged with its random start."""
+    that a short run is not averaged with its random start.
 
-    def average(averaged: Tensor, current: Tensor, num_averaged: Tensor | int) -> Tensor:
-        n = float(num_averaged)
-        return averaged.lerp(current, 1 - min(decay, (1 + n) / (10 + n))) if averaged.is_floating_point() else current
+    Keeps the state of the run in `path`, weights and average: every `every` steps, when the run is interrupted, and at
+    its end, before the weights give way to their average. The file is always whole. `ended`: the run came to its end.
+    """
 
-    return WeightAveraging(device=device, avg_fn=average, use_buffers=False)
+    def __init__(self, decay: float, device: torch.device, path: Path, every: int) -> None:
+        def average(averaged: Tensor, current: Tensor, num_averaged: Tensor | int) -> Tensor:
+            n = float(num_averaged)
+            moved = averaged.is_floating_point()
+            return averaged.lerp(current, 1 - min(decay, (1 + n) / (10 + n))) if moved else current
 
-
-class LastCheckpoint(Callback):
-    """Keeps the state of a run in `path`: every `every` steps, when it is interrupted, and at its end, before the
-    weights give way to their average. The file is always whole."""
-
-    def __init__(self, path: Path, every: int) -> None:
-        self.path, self.every = path, every
+        super().__init__(device=device, avg_fn=average, use_buffers=False)
+        self.path, self.every, self.ended, self._swapped = path, every, False, False
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        super().on_train_batch_end(trainer, *args)
         if trainer.global_step % self.every == 0:
-            self._save(trainer)
+            self._keep(trainer)
+
+    def on_validation_epoch_start(self, trainer: Trainer, *args: Any) -> None:
+        super().on_validation_epoch_start(trainer, *args)
+        self._swapped = True
+
+    def on_validation_epoch_end(self, trainer: Trainer, *args: Any) -> None:
+        super().on_validation_epoch_end(trainer, *args)
+        self._swapped = False
 
     def on_train_end(self, trainer: Trainer, *args: Any) -> None:
-        self._save(trainer)
+        self._keep(trainer)
+        self.ended = True
+        super().on_train_end(trainer, *args)
 
-    def on_exception(self, trainer: Trainer, *args: Any) -> None:
-        if trainer.global_step > 0 and trainer.training:
-            self._save(trainer)
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        if self._swapped:  # stopped within a validation
+            self.on_validation_epoch_end(trainer, module)
+        if trainer.global_step > 0 and not self.ended:
+            self._keep(trainer)
 
-    def _save(self, trainer: Trainer) -> None:
+    def _keep(self, trainer: Trainer) -> None:
         part = self.path.with_name(f".{self.path.name}.partial")
         trainer.save_checkpoint(part)
         if trainer.is_global_zero:
@@ -98,15 +110,10 @@ class LastCheckpoint(Callback):
 
 
 def make_trainer(run: RunConfig, out: Path, callbacks: Sequence[Callback]) -> Trainer:
-    """The Lightning trainer of both kinds of run: EMA, a checkpoint of the last state, a CSV log, no bar of its own."""
+    """The Lightning trainer of both kinds of run: `callbacks` (the average first), a CSV log, no bar of its own."""
     log = out / "metrics.csv"
     if log.exists():  # of a run that is resumed or overwritten: Lightning would delete it
         log.replace(out / f"metrics.{len(list(out.glob('metrics.*.csv'))) + 1}.csv")
-    on_cuda = run.device == "cuda" or (run.device == "auto" and torch.cuda.is_available())
-    kept = [
-        LastCheckpoint(checkpoint_of(out), run.checkpoint_every),  # before the average: it is to see the weights
-        moving_average(run.ema_decay, torch.device("cuda" if on_cuda else "cpu")),
-    ]
     return Trainer(
         max_steps=run.max_steps or -1,
         max_time=timedelta(minutes=run.max_minutes) if run.max_minutes else None,
@@ -120,7 +127,7 @@ def make_trainer(run: RunConfig, out: Path, callbacks: Sequence[Callback]) -> Tr
         num_sanity_val_steps=0,
         log_every_n_steps=run.log_every,
         logger=CSVLogger(out, name="", version=""),
-        callbacks=[*kept, *callbacks],
+        callbacks=list(callbacks),
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -133,7 +140,7 @@ def checkpoint_of(out: Path) -> Path:
 
 def check_resume(config: Any, out: Path, who: str) -> None:
     """Whether the run in `out` can go on with `config`: all of it must be what the run began with, but for where the
-    run ends, what it logs and where it runs.
+    run ends, what it logs, and where it and its data are.
 
     Raises FileNotFoundError where there is no checkpoint, ValueError for a config that differs: which keys.
     """
@@ -157,14 +164,25 @@ def fit(
     """Train, logging and saving in `out`; beside the checkpoint there is the config, train_config.yaml. Returns whether
     this process is the one to save the model.
 
-    Raises KeyboardInterrupt where the user stopped it, after saving a checkpoint.
+    Raises ValueError to resume a run that has come to its end; KeyboardInterrupt where the user stopped it, after
+    saving a checkpoint if there was a step.
     """
-    checkpoint_of(out).parent.mkdir(parents=True, exist_ok=True)
-    trainer = make_trainer(config.run, out, callbacks)
+    run, checkpoint = config.run, checkpoint_of(out)
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    if not resume:
+        checkpoint.unlink(missing_ok=True)  # of another run
+    on_cuda = run.device == "cuda" or (run.device == "auto" and torch.cuda.is_available())
+    average = MovingAverage(run.ema_decay, torch.device("cuda" if on_cuda else "cpu"), checkpoint, run.checkpoint_every)
+    trainer = make_trainer(run, out, [average, *callbacks])
     if trainer.is_global_zero:
         (out / CONFIG).write_text(to_yaml(config), encoding="utf8")
     try:
-        trainer.fit(module, data, ckpt_path=str(checkpoint_of(out)) if resume else None, weights_only=True)
+        trainer.fit(module, data, ckpt_path=str(checkpoint) if resume else None, weights_only=True)
     except SystemExit:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt from None
+    if not average.ended:
+        raise ValueError(
+            f"{out}: expected a run to go on with, but it has come to its end after {trainer.global_step} steps; raise "
+            "run.max_steps or run.max_minutes"
+        )
     return trainer.is_global_zero

@@ -17,14 +17,18 @@ from pyramid.data.transforms import from_uint8
 
 
 def rate_varies(path: Path) -> bool:
-    """Whether some frame of a clip is shown for half as long again as most are; its time stamps are read to the end,
-    without decoding. False where it has none. Raises VideoError for a file that gives no video."""
+    """Whether some frame of a clip is shown for half as long again as most are, or most as some frame is; its time
+    stamps are read to the end, without decoding. False where it has none. Raises VideoError for a file that gives no
+    video."""
     times = []
     with open_video(path) as container, suppress(av.FFmpegError):
         for packet in container.demux(video_stream(path, container)):
             times += [packet.pts] if packet.pts is not None else []
     steps = np.diff(sorted(times))
-    return steps.size > 1 and bool(steps.max() > 1.5 * np.median(steps) + 1)  # 1: time stamps are rounded
+    if steps.size < 2:
+        return False
+    usual = np.median(steps)
+    return bool(steps.max() > 1.5 * usual + 1 or usual > 1.5 * steps.min() + 1)  # 1: time stamps are rounded
 
 
 def stream_chunks(

@@ -70,10 +70,11 @@ def _finite(value: Any) -> Any:
 
 
 class Console:
-    """The voice of one verb. Use it as a context manager: while it is open, `--json` keeps stdout clean."""
+    """The voice of one verb; `writes`: it makes files. Use it as a context manager: while it is open, `--json` keeps
+    stdout clean."""
 
-    def __init__(self, verb: str, as_json: bool = False) -> None:
-        self.verb, self.as_json = verb, as_json
+    def __init__(self, verb: str, as_json: bool = False, writes: bool = False) -> None:
+        self.verb, self.as_json, self.writes = verb, as_json, writes
         self._stack = contextlib.ExitStack()
         self._out: TextIO = sys.stdout
 
@@ -92,11 +93,21 @@ class Console:
         """One result: a JSON object with `--json`, else `text` (nothing if None)."""
         line = to_json(record) if self.as_json else text
         if line is not None:
-            _print(line, self._out)
+            self._print(line, self._out)
 
     def note(self, text: str) -> None:
         """Something worth knowing that is not a result."""
-        _print(text, sys.stderr)
+        self._print(text, sys.stderr)
+
+    def _print(self, line: str, file: TextIO) -> None:
+        """Where nobody reads on, as in `pyramid ... | head`, a verb that `writes` files goes on in silence; another
+        ends, and well: raises typer.Exit."""
+        try:
+            print(line, file=file, flush=True)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())  # for Python's own flush at the end, too
+            if not self.writes:
+                raise typer.Exit(DONE) from None
 
     def fault(self, error: BaseException) -> None:
         self.note(f"pyramid {self.verb}: {one_line(error)}")
@@ -140,12 +151,3 @@ class Console:
         """Ours are meant for the user and are shown in one line; those of libraries are not."""
         if category.__module__.split(".")[0] in _OURS:
             self.note(f"pyramid {self.verb}: warning: {' '.join(str(message).split())}")
-
-
-def _print(line: str, file: TextIO) -> None:
-    """Raises typer.Exit where nobody reads on, as in `pyramid ... | head`: that ends the verb, and well."""
-    try:
-        print(line, file=file, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())  # for Python's own flush at the end
-        raise typer.Exit(DONE) from None

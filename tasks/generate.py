@@ -43,7 +43,7 @@ def generate(
     clip.2.detail-3.mp4; each clip has the seed after that of the one before. The details of one clip are prefixes of
     one pyramid.
     """
-    with Console("generate", as_json) as console:
+    with Console("generate", as_json, writes=True) as console:
         from lm.sampling import SamplingConfig
         from tasks.models import load_lm
 

@@ -30,7 +30,7 @@ def quickstart(
     as_json: Json = False,
 ) -> int:
     """Train a little, caption, generate at every detail, and write a report."""
-    with Console("quickstart", as_json) as console:
+    with Console("quickstart", as_json, writes=True) as console:
         from tasks.models import load_judge, load_lm, part_of
 
         claim_folder(out, overwrite, inputs=[part_of(model, "lm")])

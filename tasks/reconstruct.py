@@ -54,7 +54,7 @@ def reconstruct(
     Writes one clip a detail, or, as .png, a sheet that shows all details side by side. A clip keeps its size and its
     frames, at one rate; sound is not kept. Memory does not grow with its length.
     """
-    with Console("reconstruct", as_json) as console:
+    with Console("reconstruct", as_json, writes=True) as console:
         paths = find_clips(inputs)
         targets = dict(zip(paths, name_outputs(paths, out, suffix), strict=True))
         tokenizer = load_tokenizer(model, check_device(device))
@@ -164,8 +164,11 @@ def _line(record: dict[str, Any]) -> str:
 
 
 def _shown_size(info: VideoInfo, max_side: int | None) -> tuple[int, int]:
-    """(height, width) in square pixels, the longer side at most `max_side`."""
-    height, width = info.height, info.width * info.pixel_aspect
+    """(height, width) in square pixels, the longer side at most `max_side`. A width that is stretched comes out even,
+    as most players want it."""
+    height, width = info.height, info.width
+    if info.pixel_aspect != 1:
+        width = max(2, 2 * round(width * info.pixel_aspect / 2))
     scale = min(1.0, max_side / max(height, width)) if max_side is not None else 1.0
     return max(1, round(height * scale)), max(1, round(width * scale))
 

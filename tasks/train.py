@@ -51,7 +51,7 @@ def tokenizer(
     """Train a tokenizer; writes a model folder."""
     from pyramid.train import TrainTokenizerConfig, train_tokenizer
 
-    with Console("train tokenizer", as_json) as console:
+    with Console("train tokenizer", as_json, writes=True) as console:
         cfg = read_config(TrainTokenizerConfig, "pyramid", config, overrides, seed, device, out if resume else None)
         return _run(console, cfg, train_tokenizer, out, overwrite, print_config, resume)
 
@@ -72,7 +72,7 @@ def lm(
     from lm.train import TrainLMConfig, train_lm
     from tasks.models import part_of
 
-    with Console("train lm", as_json) as console:
+    with Console("train lm", as_json, writes=True) as console:
         cfg = read_config(TrainLMConfig, "lm", config, overrides, seed, device, out if resume else None)
         if not cfg.tokenizer:
             cfg = dataclasses.replace(cfg, tokenizer=str(part_of(None, "tokenizer")))
@@ -96,6 +96,8 @@ def read_config(
     if resumed is not None:
         from pyramid.training import CONFIG
 
+        if not (resumed / CONFIG).is_file():
+            raise FileNotFoundError(f"--resume: expected a run in {resumed}, found no {CONFIG}")
         paths.insert(0, resumed / CONFIG)
     short = [f"run.seed={seed}"] if seed is not None else []
     short += [f"run.device={_accelerator(device)}"] if device is not None else []

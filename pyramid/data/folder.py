@@ -2,7 +2,7 @@
 
 What is in the set: with a metadata file (JSON lines), the clips that it lists, in its order; without one, every file
 under `root` with a suffix of `CLIP_SUFFIXES`, sorted by path, with empty captions. Metadata is `metadata.jsonl` in
-`root`, or in the folders right under it (`train/metadata.jsonl`, ...), or a file that is named. A line holds
+`root`, or in some of the folders right under it (`train/metadata.jsonl`, ...), or a file that is named. A line holds
 
     file_name or path   relative to the metadata file's folder
     caption or text     optional
@@ -83,11 +83,8 @@ def find_metadata(root: Path) -> list[Path]:
 
 def _folder_under(root: Path, path: Path) -> str | None:
     """Name of the folder right under `root` that holds `path`; None where `path` lies elsewhere or in `root` itself."""
-    try:
-        inside = path.relative_to(root).parts
-    except ValueError:
-        return None
-    return inside[0] if len(inside) > 1 else None
+    inside = Path(os.path.relpath(path, root)).parts
+    return inside[0] if len(inside) > 1 and inside[0] != os.pardir else None
 
 
 def read_metadata(path: str | os.PathLike) -> list[Clip]:
@@ -186,10 +183,13 @@ class FolderDataset(Dataset):
     def _list(self, metadata) -> list[Clip]:
         if not self.root.is_dir():
             find_clips(self.root)  # says what is wrong
-        files = [metadata] if metadata is not None else find_metadata(self.root)
-        source = ", ".join(map(str, files)) or self.root
-        clips = [clip for file in files for clip in read_metadata(file)] if files else find_clips(self.root)
+        files = [Path(metadata)] if metadata is not None else find_metadata(self.root)
+        clips = [clip for file in files for clip in read_metadata(file)]
+        if not any(file.parent == self.root for file in files) and metadata is None:
+            described = {file.parent for file in files}
+            clips += [clip for clip in find_clips(self.root) if not described & set(clip.path.parents)]
         clips = [clip if clip.split else replace(clip, split=_folder_under(self.root, clip.path)) for clip in clips]
+        source = ", ".join(map(str, files)) or self.root
         if not clips:
             raise ValueError(
                 f"{source}: expected at least one clip, found "

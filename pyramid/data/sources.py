@@ -15,15 +15,13 @@ from pyramid.data.recode import RecodedClips
 from pyramid.data.shapes import ShapesDataset, preset
 from pyramid.data.video import VideoError, probe
 
-_VALIDATION = ("val", "validation")  # names of the split to validate on
-
 
 @dataclass(frozen=True)
 class DataConfig:
     """`source` "shapes": the procedural world, `preset` "mini" or "full"; "folder": the clips under `path`, with
     captions from `metadata` (default: metadata.jsonl in the folder), broken ones by `policy`. `num_clips`: of the
     training split of shapes; `num_val`: clips held out for validation; `recoded`: share of the training clips of shapes
-    that the encoder sees as a video codec leaves them (`recode.py`), clips of a folder having been files already."""
+    that the encoder sees as a video codec leaves them (`recode.py`); those of a folder were files already."""
 
     source: Literal["shapes", "folder"] = "shapes"
     preset: str = "mini"
@@ -39,8 +37,6 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.source == "folder" and self.path is None:
             raise ValueError("path: a folder of clips is needed for source=folder, got none")
-        if self.source == "folder" and self.recoded:
-            raise ValueError(f"recoded: expected 0 for source=folder (its clips are files already), got {self.recoded}")
         if not 0 <= self.recoded <= 1:
             raise ValueError(f"recoded: expected a share from 0 to 1, got {self.recoded}")
         for name in ("num_clips", "num_val"):
@@ -52,12 +48,13 @@ def make_datasets(config: DataConfig, num_frames: int, size: tuple[int, int], fp
     """Training and validation clips of this length, size (height, width) and frame rate; items as `folder.py` and
     `shapes.py` say.
 
-    A folder with splits, by its metadata or its folders, trains on "train" and validates on "val" (or "validation"),
-    and on nothing else. Without such a validation split, or without any split, a random tenth of the training clips
-    is held out, `num_val` at most, of those that open; the same clips for the same seed.
+    Of a folder with splits, by its metadata or its folders, "val" (or "validation") is what is validated on; "train" is
+    what is trained on, or without such a split all that is not "val", "validation" or "test". Where nothing is there
+    to validate on, a random tenth of the training clips is held out, `num_val` at most, of those that open; the same
+    clips for the same seed.
 
-    Raises ValueError for an unknown preset, a missing folder, splits without "train", or fewer than two clips to share
-    out; sides that are odd, where clips are to be recoded.
+    Raises ValueError for an unknown preset, a missing folder, nothing to train on, fewer than two clips to share out,
+    or sides that are odd where clips are to be recoded.
     """
     if config.source == "shapes":
         return _shapes(config, num_frames, size, fps)
@@ -65,13 +62,19 @@ def make_datasets(config: DataConfig, num_frames: int, size: tuple[int, int], fp
     shape |= {"policy": config.policy, "metadata": config.metadata, "seed": config.seed}
     root = Path(config.path or "")
     everything = FolderDataset(root, crop="random", **shape)
-    splits = {clip.split for clip in everything.clips} & {"train", *_VALIDATION, "test"}
-    if splits and "train" not in splits:
-        raise ValueError(f"{root}: expected a split 'train', found only {', '.join(sorted(splits))}")
-    train = FolderDataset(root, split="train", **shape) if splits else everything
-    for name in _VALIDATION:
-        if name in splits:
-            return train, FolderDataset(root, split=name, **shape)
+    by_split: dict[str | None, list[int]] = {}
+    for index, clip in enumerate(everything.clips):
+        split = "val" if clip.split == "validation" else clip.split
+        by_split.setdefault(split if split in ("train", "val", "test") else None, []).append(index)
+    splits = by_split.keys() - {None}
+    if splits <= {"train"}:  # maybe just a folder of that name among others
+        train = everything
+    elif chosen := by_split.get("train") or by_split.get(None):
+        train = everything.subset(chosen)
+    else:
+        raise ValueError(f"{root}: expected clips to train on, found only those of {' and '.join(sorted(splits))}")
+    if "val" in by_split:
+        return train, everything.subset(by_split["val"], crop="center")
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(config.seed)).tolist()
     count = min(config.num_val, max(1, len(train) // 10))
     held_out = set(islice((index for index in order if _opens(train.clips[index].path)), count))

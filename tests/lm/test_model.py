@@ -295,9 +295,9 @@ def test_a_sequence_is_ids_of_one_space(lm, tokens):
         assert torch.equal(ids[:, start : start + flat.shape[1]], flat)
         assert ids.min() >= 0 and ids.max() < v.size
         for row, text in zip(ids.tolist(), sentences(lm), strict=True):
-            text = text[: CONFIG.max_text]
+            said = [*text, lm.text.eos_token_id][: CONFIG.max_text]
             head, rest = [v.task(task), v.detail(3)], row[start + flat.shape[1] :]
             if task == "generate":
-                assert [i for i in row[:start] if i != v.pad] == head + text
+                assert [i for i in row[:start] if i != v.pad] == head + text[: CONFIG.max_text]
             else:
-                assert row[:2] == head and [i for i in rest if i != v.pad] == [*text, lm.text.eos_token_id]
+                assert row[:2] == head and [i for i in rest if i != v.pad] == said

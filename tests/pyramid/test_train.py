@@ -3,6 +3,7 @@
 import copy
 import csv
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -88,26 +89,62 @@ def test_resuming_nothing_is_refused(tmp_path):
 
 
 class _Stop(Callback):
-    def __init__(self, step, error):
+    def __init__(self, step, error, where="on_train_batch_end"):
         self.step, self.error = step, error
+        setattr(self, where, self._stop)
 
-    def on_train_batch_end(self, trainer, *args):
+    def _stop(self, trainer, *args):
         if trainer.global_step == self.step:
             raise self.error
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("a broken clip")])
-def test_a_run_that_is_stopped_can_go_on(tmp_path, error):
-    cfg = config("run.max_steps=5")  # checkpoint_every is far away
+@pytest.mark.parametrize(
+    ("error", "where"),
+    [
+        (KeyboardInterrupt(), "on_train_batch_end"),
+        (ValueError("a broken clip"), "on_train_batch_end"),
+        (KeyboardInterrupt(), "on_validation_batch_start"),
+    ],
+)
+def test_a_run_that_is_stopped_can_go_on(tmp_path, error, where):
+    cfg = config("run.max_steps=5", "run.val_every=3")  # checkpoint_every is far away
     with pytest.raises(type(error)):
-        train_tokenizer(cfg, tmp_path, callbacks=[_Stop(3, error)])
+        train_tokenizer(cfg, tmp_path, callbacks=[_Stop(3, error, where)])
     state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
-    assert state["global_step"] == 3
+    assert state["global_step"] == 3 and state["averaging_state"]["n_averaged"] == 3
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.ckpt"]
     assert not (tmp_path / "model.safetensors").exists()
     train_tokenizer(cfg, tmp_path, resume=True)
     state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
-    assert state["global_step"] == 5
+    assert state["global_step"] == 5 and state["averaging_state"]["n_averaged"] == 5
+
+
+def test_a_stop_in_validation_keeps_the_weights_themselves(tmp_path):
+    cfg = config("run.max_steps=5", "run.val_every=3", "run.learning_rate=0.05")
+    for where, name in (("on_validation_batch_start", "a"), ("on_train_batch_end", "b")):
+        with pytest.raises(KeyboardInterrupt):
+            train_tokenizer(cfg, tmp_path / name, callbacks=[_Stop(3, KeyboardInterrupt(), where)])
+    a, b = (torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in "ab")
+    for state in ("state_dict", "current_model_state"):
+        assert all(torch.equal(a[state][key], b[state][key]) for key in a[state])
+
+
+def test_a_run_at_its_end_is_not_resumed(tmp_path):
+    cfg = config("run.max_steps=3")
+    train_tokenizer(cfg, tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="has come to its end after 3 steps; raise run.max_steps"):
+        train_tokenizer(cfg, tmp_path, resume=True)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+def test_another_run_does_not_inherit_a_checkpoint(tmp_path):
+    train_tokenizer(config("run.max_steps=2"), tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        train_tokenizer(
+            config("run.max_steps=2"), tmp_path, callbacks=[_Stop(0, KeyboardInterrupt(), "on_train_start")]
+        )
+    assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
 def test_the_last_checkpoint_has_the_weights_beside_their_average(tmp_path):
@@ -219,13 +256,37 @@ def test_without_a_split_to_validate_on_test_stays_untouched(tmp_path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("test/a.mp4", "val/b.mp4"), "expected a split 'train', found only test, val"),
+        (("test/a.mp4", "val/b.mp4"), "expected clips to train on, found only those of test and val"),
         (("a.mp4",), "expected 2 clips or more that open"),
     ],
 )
 def test_folders_that_cannot_be_shared_out(tmp_path, names, message):
     with pytest.raises(ValueError, match=message):
         make_datasets(make_folder(tmp_path, *names), 9, (16, 16), 8.0)
+
+
+def test_folders_with_other_names_are_no_splits(tmp_path):
+    data = make_folder(tmp_path, *(f"{label}/{index}.mp4" for label in ("bus", "train") for index in range(2)))
+    assert sum(map(len, make_datasets(data, 9, (16, 16), 8.0))) == 4
+    make_folder(tmp_path, "test/0.mp4")
+    train, val = make_datasets(data, 9, (16, 16), 8.0)
+    assert paths(train) | paths(val) == {"train/0.mp4", "train/1.mp4"}
+    for path in (tmp_path / "train").iterdir():
+        path.unlink()
+    train, val = make_datasets(data, 9, (16, 16), 8.0)
+    assert paths(train) | paths(val) == {"bus/0.mp4", "bus/1.mp4"}
+
+
+def test_splits_do_not_depend_on_how_a_path_is_spelt(tmp_path, monkeypatch):
+    names = [f"{split}/{index}.mp4" for split in ("train", "val") for index in range(3)]
+    make_folder(tmp_path / "d", *names)
+    lines = "".join(json.dumps({"path": name}) + "\n" for name in names)
+    (tmp_path / "d" / "metadata.jsonl").write_text(lines)
+    monkeypatch.chdir(tmp_path)
+    data = DataConfig("folder", path="d", metadata=str(tmp_path / "d" / "metadata.jsonl"))
+    train, val = make_datasets(data, 9, (16, 16), 8.0)
+    assert {clip.path.parent.name for clip in train.clips} == {"train"}
+    assert {clip.path.parent.name for clip in val.clips} == {"val"}
 
 
 def test_what_the_encoder_sees_may_be_coded(monkeypatch):

@@ -151,6 +151,10 @@ def test_each_split_may_have_its_metadata(tmp_path):
     both = FolderDataset(tmp_path, **SHAPE)
     assert [(clip.split, clip.caption) for clip in both.clips] == [("train", "for train"), ("val", "for val")]
     assert names(FolderDataset(tmp_path, **SHAPE, split="val")) == ["val/a.mp4"]
+    write_video(tmp_path / "val" / "b.mp4", torch.zeros(3, 1, 8, 8))  # not in the metadata of its folder
+    (tmp_path / "test").mkdir()
+    write_video(tmp_path / "test" / "c.mp4", torch.zeros(3, 1, 8, 8))  # whose folder has none
+    assert names(FolderDataset(tmp_path, **SHAPE)) == ["train/a.mp4", "val/a.mp4", "test/c.mp4"]
     write_lines(tmp_path / "metadata.jsonl", {"path": "val/a.mp4"}, {"path": "train/a.mp4", "split": "test"})
     assert [clip.split for clip in FolderDataset(tmp_path, **SHAPE).clips] == ["val", "test"]  # the field comes first
 

@@ -27,14 +27,18 @@ def test_quality_follows_the_rate_factor(clips):
 
 
 def test_it_leaves_what_a_file_leaves(clips, tmp_path):
-    """As far from the rendered clip as a file of the same codec and rate factor, and nearer to that file than to it."""
-    for clip in clips.__getitems__(range(6)):
-        video = clip["video"]
+    """As far from the rendered clips as files of the same codec and rate factor, and nearer to those files than they
+    are to the clips; on average, for libx264 is not bit-reproducible on clips this small."""
+    videos = torch.stack([clip["video"] for clip in clips.__getitems__(range(12))])
+    read, coded = [], []
+    for video in videos:
         write_video(tmp_path / "clip.mp4", video, fps=8, overwrite=True)
-        read, coded = read_clip(tmp_path / "clip.mp4"), recode(video, crf=18, kernel=Interpolation.BILINEAR)
-        lost = psnr(read[None], video[None]).item()
-        assert abs(psnr(coded[None], video[None]).item() - lost) < 2.5
-        assert psnr(coded[None], read[None]).item() > lost + 1
+        read.append(read_clip(tmp_path / "clip.mp4"))
+        coded.append(recode(video, crf=18, kernel=Interpolation.BILINEAR))
+    read, coded = torch.stack(read), torch.stack(coded)
+    lost = psnr(read, videos).mean()
+    assert abs(psnr(coded, videos).mean() - lost) < 2
+    assert psnr(coded, read).mean() > lost + 1
 
 
 def test_grey_keeps_its_luma():
@@ -65,7 +69,7 @@ def test_a_share_is_recoded_and_the_seed_decides(clips):
         (lambda clips: RecodedClips(clips, 1.5), "share must be in"),
         (lambda clips: RecodedClips(clips, crf=(30, 20)), "crf must be a range"),
         (lambda clips: recode(torch.zeros(3, 2, 9, 8)), "expected even sides, got 9x8"),
-        (lambda clips: DataConfig(source="folder", path="x", recoded=0.5), "recoded: expected 0 for source=folder"),
+        (lambda clips: DataConfig(recoded=1.5), "recoded: expected a share from 0 to 1, got 1.5"),
     ],
 )
 def test_what_is_refused(clips, make, message):
