@@ -13,7 +13,6 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,10 +20,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, DynamicCache
 
 from lm import layout
-from lm.attention import register
+from lm.backbone import LMConfig, load_backbone
 from lm.context import LatentContext
 from lm.heads import CodeEmbedding, make_head
 from lm.layout import Block
@@ -35,28 +34,6 @@ from pyramid.tokenizer import PyramidTokenizer, load_weights, model_folder
 from pyramid.tokens import TokenPyramid
 
 FORMAT_VERSION = 1
-
-
-@dataclass(frozen=True)
-class LMConfig:
-    """`backbone`: a transformers causal LM by folder or hub id, or None for a random Llama of `dim`, `num_layers`,
-    `num_heads`, `mlp` with a text tokenizer of `text_size` ids learned from the captions. `max_text`: text tokens of a
-    prompt or caption, longer ones are cut; `caption_detail`: levels that captions read by default, all where there are
-    fewer. Raises ValueError for a `max_text` or `caption_detail` below 1."""
-
-    backbone: str | None = None
-    dim: int = 192
-    num_layers: int = 6
-    num_heads: int = 4
-    mlp: int = 512
-    text_size: int = 512
-    max_text: int = 48
-    caption_detail: int = 2
-
-    def __post_init__(self) -> None:
-        for name in ("max_text", "caption_detail"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 class TextWarning(UserWarning):
@@ -404,40 +381,10 @@ class PyramidLM(nn.Module):
             beside = folder / named
             tokenizer = PyramidTokenizer.from_pretrained(beside if beside.is_dir() else named, device=device)
         text = AutoTokenizer.from_pretrained(folder / "backbone")
-        lm = PyramidLM(config, tokenizer, text, _load_backbone(folder / "backbone"))
+        lm = PyramidLM(config, tokenizer, text, load_backbone(folder / "backbone"))
         weights = {f"backbone.{name}": tensor for name, tensor in lm.backbone.state_dict().items()}
         load_weights(lm, weights | load_file(folder / "model.safetensors"), f"PyramidLM: {folder}")
         return lm.to(device).eval()
-
-
-def make_backbone(config: LMConfig, text_size: int) -> nn.Module:
-    """The causal LM that a config describes, with interval attention."""
-    if config.backbone:
-        return _load_backbone(config.backbone)
-    llama = LlamaConfig(
-        vocab_size=text_size,
-        hidden_size=config.dim,
-        intermediate_size=config.mlp,
-        num_hidden_layers=config.num_layers,
-        num_attention_heads=config.num_heads,
-        num_key_value_heads=config.num_heads,
-        max_position_embeddings=1 << 16,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=0,
-        pad_token_id=None,
-    )
-    llama._attn_implementation = register()
-    return LlamaForCausalLM(llama)
-
-
-def _load_backbone(name: str | Path) -> nn.Module:
-    backbone = AutoModelForCausalLM.from_pretrained(name, attn_implementation=register(), dtype=torch.float32)
-    if not backbone.is_backend_compatible():
-        raise ValueError(
-            f"PyramidLM: backbone {name}: expected one whose attention can be replaced, got {type(backbone).__name__}"
-        )
-    return backbone
 
 
 def _read_config(path: Path) -> tuple[str, LMConfig]:

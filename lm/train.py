@@ -19,7 +19,8 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
-from lm.model import LMConfig, PyramidLM, TextWarning, make_backbone
+from lm.backbone import LMConfig, make_backbone
+from lm.model import PyramidLM, TextWarning
 from lm.vocabulary import train_text_tokenizer
 from pyramid.data.datamodule import ClipData
 from pyramid.data.sources import DataConfig, make_datasets

@@ -9,8 +9,9 @@ import torch
 from transformers import DynamicCache
 
 from lm import layout
+from lm.backbone import LMConfig, make_backbone
 from lm.context import LatentContext
-from lm.model import LMConfig, PyramidLM, TextWarning, make_backbone
+from lm.model import PyramidLM, TextWarning
 from lm.vocabulary import train_text_tokenizer
 from pyramid.quantize import LevelConfig
 from pyramid.tokenizer import PyramidTokenizer, TokenizerConfig

@@ -6,7 +6,8 @@ import dataclasses
 import pytest
 import torch
 
-from lm.model import LMConfig, PyramidLM, TextWarning
+from lm.backbone import LMConfig
+from lm.model import PyramidLM, TextWarning
 from lm.train import LMTraining, TrainLMConfig, _captions, _warn_of_cut, make_lm, train_lm
 from pyramid.config import load
 from pyramid.data.recode import RecodedClips

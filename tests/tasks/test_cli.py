@@ -21,7 +21,8 @@ import torch
 from made_clips import write_timed
 from torch.utils.data import DataLoader
 
-from lm.model import LMConfig, PyramidLM, make_backbone
+from lm.backbone import LMConfig, make_backbone
+from lm.model import PyramidLM
 from lm.vocabulary import train_text_tokenizer
 from pyramid.data.video import probe, read_clip, write_video
 from pyramid.tokenizer import PyramidTokenizer, TokenizerConfig

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from lm.model import LMConfig
+from lm.backbone import LMConfig
 from pyramid.data import grammar
 from pyramid.tokenizer import PyramidTokenizer, TokenizerConfig
 from tasks import showcase
