@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
 from pyramid.config import flatten, load, to_yaml
+from pyramid.files import replacing
 from pyramid.optim import MuonAdamW
 from pyramid.schedule import RunConfig, Schedule, training_precision
 
@@ -103,10 +104,8 @@ class MovingAverage(WeightAveraging):
             self._keep(trainer)
 
     def _keep(self, trainer: Trainer) -> None:
-        part = self.path.with_name(f".{self.path.name}.partial")
-        trainer.save_checkpoint(part)
-        if trainer.is_global_zero:
-            part.replace(self.path)
+        with replacing(self.path) as part:
+            trainer.save_checkpoint(part)
 
 
 def make_trainer(run: RunConfig, out: Path, callbacks: Sequence[Callback]) -> Trainer:

@@ -45,6 +45,7 @@ def _run(console: Console, lm: PyramidLM, judge: Judge, out: Path, minutes: floa
     import torch
 
     from pyramid import ops
+    from pyramid.files import replacing
     from tasks import showcase
     from tasks.report import write_report
 
@@ -78,9 +79,8 @@ def _run(console: Console, lm: PyramidLM, judge: Judge, out: Path, minutes: floa
         shown.section,
     ]
     write_report(out / "report.html", "Pyramid: quickstart", sections, "Video as a semantic pyramid of tokens")
-    part = out / ".summary.json.partial"
-    part.write_text(to_json(summary, indent=2) + "\n", encoding="utf8")
-    part.replace(out / "summary.json")
+    with replacing(out / "summary.json") as part:
+        part.write_text(to_json(summary, indent=2) + "\n", encoding="utf8")
     return summary
 
 

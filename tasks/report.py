@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+
+from pyramid.files import replacing
 
 
 class Block(Protocol):
@@ -188,12 +189,8 @@ def write_report(path: str | Path, title: str, sections: Sequence[Section], subt
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body><main>"
         f"<h1>{escape(title)}</h1><p class=quiet>{escape(subtitle)}</p>{body}</main></body></html>\n"
     )
-    part = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with replacing(path) as part:
         part.write_text(page, encoding="utf8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _png(frames_THWC: np.ndarray, fps: float = 8.0) -> str:

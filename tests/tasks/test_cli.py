@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
@@ -13,13 +12,11 @@ import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from made_clips import write_timed
-from torch.utils.data import DataLoader
 
 from lm.backbone import LMConfig, make_backbone
 from lm.model import PyramidLM
@@ -27,12 +24,8 @@ from lm.vocabulary import train_text_tokenizer
 from pyramid.data.video import probe, read_clip, write_video
 from pyramid.tokenizer import PyramidTokenizer, TokenizerConfig
 from tasks import cli
-from tasks.console import Console, one_line, user_can_mend
-from tasks.files import claim, claim_folder, name_outputs
 from tasks.judge import Judge
 from tasks.models import DEFAULT
-from tasks.options import parse_details
-from tasks.training_progress import TrainingProgress
 
 VERBS = ["train", "reconstruct", "caption", "generate", "info", "doctor", "bench", "quickstart"]
 
@@ -123,45 +116,6 @@ def test_our_fault_is_exit_1_and_the_traceback_comes_with_debug(capsys, monkeypa
     assert "Traceback" in err[0]
 
 
-def test_a_value_error_from_below_us_is_not_the_users():
-    with pytest.raises(ValueError, match="invalid literal") as caught:
-        int("x")  # raised in this frame, which is no module of ours
-    assert not user_can_mend(caught.value)
-    with pytest.raises(ValueError, match="from 1 to 5") as caught:
-        parse_details("9", 5)
-    assert user_can_mend(caught.value)
-    assert one_line(FileNotFoundError(2, "No such file", "x")) == "x: No such file"
-
-
-class _Broken:
-    """A data set whose items cannot be had."""
-
-    def __init__(self, get):
-        self.get = get
-
-    def __len__(self):
-        return 1
-
-    def __getitem__(self, index):
-        return self.get()
-
-
-@pytest.mark.parametrize(
-    ("get", "mendable", "line"),
-    [
-        (lambda: probe("no.mp4"), True, "no.mp4: expected a video file, but nothing is there"),
-        (lambda: claim_folder(Path(__file__), False), True, f"{__file__}: expected a folder, found a file"),
-        (lambda: Path("no.mp4").read_bytes(), True, "[Errno 2] No such file or directory: 'no.mp4'"),
-        (lambda: int("x"), False, "invalid literal for int() with base 10: 'x'"),
-    ],
-)
-def test_an_error_of_a_worker_is_told_as_if_it_were_here(get, mendable, line):
-    with pytest.raises((OSError, ValueError)) as caught:
-        next(iter(DataLoader(_Broken(get), num_workers=1, multiprocessing_context="fork")))
-    assert user_can_mend(caught.value) == mendable
-    assert one_line(caught.value) == line
-
-
 @pytest.mark.parametrize("args", [["doctor"], ["train", "tokenizer", "--help"]])
 def test_a_reader_that_has_seen_enough_is_no_error(args):
     command = [sys.executable, "-m", "tasks.cli", *args]
@@ -246,35 +200,6 @@ def test_an_output_is_never_an_input(capsys, model, clip, link):
     assert clip.read_bytes() == before
 
 
-@pytest.mark.parametrize(
-    ("out", "suffix", "name"),
-    [
-        ("x.gif", ".mp4", "x.gif"),
-        ("x.xyz", ".mp4", "x.xyz"),
-        ("out", "gif", "out/clip.gif"),
-        ("out", ".gif", "out/clip.gif"),
-        ("v1.0", ".mp4", "v1.0/clip.mp4"),
-        ("there.mp4", ".mp4", "there.mp4/clip.mp4"),
-    ],
-)
-def test_a_suffix_makes_a_file_name(tmp_path, monkeypatch, out, suffix, name):
-    monkeypatch.chdir(tmp_path)
-    Path("there.mp4").mkdir()
-    assert name_outputs([Path("clip.mov")], Path(out), suffix) == [Path(name)]
-
-
-def test_checking_outputs_makes_no_folder(tmp_path):
-    claim([tmp_path / "new" / "x.mp4"], overwrite=False)
-    claim_folder(tmp_path / "newer", overwrite=False)
-    with pytest.raises(ValueError, match=r"x.xyz: expected a name that ends in .mp4, .*, got .xyz"):
-        claim([tmp_path / "new" / "x.xyz"], overwrite=True)
-    claim_folder(tmp_path / "model" / "out", overwrite=True, inputs=[tmp_path / "model"])
-    for place in (tmp_path, tmp_path / "model"):
-        with pytest.raises(ValueError, match="expected a folder apart from .*model, which is read"):
-            claim_folder(place, overwrite=True, inputs=[tmp_path / "model"])
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_what_reconstruct_does_not_keep_is_said(capsys, model, tmp_path, monkeypatch):
     source, out = tmp_path / "x.mp4", tmp_path / "y.mp4"
     write_timed(source, [0, 40, 80, 1040, 1080], sample_aspect_ratio=Fraction(4, 3))
@@ -347,32 +272,6 @@ def test_training_writes_a_model_and_refuses_to_write_over_it(capsys, clip, tmp_
     code, lines, err = run(capsys, *args)
     assert (code, lines) == (2, [])
     assert "not empty" in err[-1]
-
-
-def test_json_keeps_what_libraries_print_off_stdout(capsys):
-    with Console("test", as_json=True) as console:
-        print("a library talks")
-        console.emit({"ok": True, "loss": [math.nan, {"psnr": math.inf}, 1.5]}, "text")
-    captured = capsys.readouterr()
-    assert captured.out == '{"ok": true, "loss": [null, {"psnr": null}, 1.5]}\n'
-    assert captured.err == "a library talks\n"
-
-
-@pytest.mark.parametrize("terminal", [False, True])
-def test_training_emits_records_beside_a_bar_too(capsys, monkeypatch, terminal):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
-    module = torch.nn.Linear(2, 2)
-    module.device = "cpu"
-    module.schedule = SimpleNamespace(progress=lambda _: 0.5, run=SimpleNamespace(max_steps=2, max_minutes=0))
-    trainer = SimpleNamespace(global_step=1, logged_metrics={"train/loss": torch.tensor(math.nan)})
-    with Console("train", as_json=True) as console:
-        progress = TrainingProgress(console, "train")
-        progress.on_fit_start(trainer, module)
-        progress._last -= 60
-        progress.on_train_batch_end(trainer, module, None, None, 0)
-        progress.on_exception(trainer, module, KeyboardInterrupt())
-    (record,) = map(json.loads, capsys.readouterr().out.splitlines())
-    assert (record["step"], record["train/loss"]) == (1, None)
 
 
 def test_caption_says_what_it_read(capsys, model, clip):
