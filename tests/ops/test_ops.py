@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 from numerics import assert_no_worse
-from ops.cases import OPS, Op, Sample
+from ops.case import Op, Sample
+from ops.cases import OPS
 from torch import Tensor
 
 NO_GRADIENT = "the op has no gradient"

@@ -1,0 +1,40 @@
+"""What a row of the table of ops says (the rows: cases_<op>.py, the table: cases.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+# A device and generator make the tensors: make(dtype, device) -> arguments.
+Make = Callable[[torch.dtype, torch.device], tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class Sample:
+    name: str
+    make: Make
+
+
+@dataclass(frozen=True)
+class Op:
+    """`native` and `reference` take the same arguments and return tensors in the same order."""
+
+    name: str  # in torch.ops.pyramid
+    native: Callable[..., Any]
+    reference: Callable[..., Any]
+    samples: Sequence[Sample]  # the first two are small: gradcheck takes them
+    empty: Sample
+    errors: Sequence[tuple[str, type[Exception], str, Callable[[torch.device], Any]]]
+    integers: tuple[int, ...] = ()  # outputs that are integers
+    # Of the outputs, those whose gradient is compared with autograd of the reference; () = not differentiable.
+    differentiable: tuple[int, ...] = ()
+    gradcheck: Callable[..., Any] | None = None  # arguments -> the outputs that a difference quotient can see
+    dtypes: tuple[torch.dtype, ...] = field(default=FLOATS)
+
+
+def randn(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, scale: float = 1.0, shift: float = 0.0):
+    return (torch.randn(shape, dtype=torch.float64) * scale + shift).to(dtype).to(device)
