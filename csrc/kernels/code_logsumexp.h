@@ -1,0 +1,50 @@
+// logsumexp over a codebook of -|z - e|^2 / tau: what both devices share.
+//
+//   logsumexp_n = log sum_k exp(-|z_n - e_k|^2 / tau)        mean_n = sum_k p_nk e_k,  p_nk = softmax_k
+//
+// This is attention whose keys and values are the codebook, so it is computed as such: the codes are read block by block
+// with a running maximum and sum, and no N x K matrix is formed. The mean code comes with the same pass, and the gradient
+// needs no other: d logsumexp_n / d z_n = 2 / tau (mean_n - z_n). With a centre c (the mean of the codes) taken from both
+// sides, less cancels in |z|^2 - 2 z . e + |e|^2. The codebook's gradient, where it is asked for, forms p again:
+//   grad_codebook_k = 2 / tau sum_n grad_n p_nk (z_n - e_k)
+#pragma once
+
+#include <cstdint>
+
+#include "cuda_types.h"
+#include "isa.h"
+#include "types.h"
+
+namespace pyramid::kernels {
+
+template <class T>
+struct CodeLogsumexpParams {
+  const T* z;         // (N, D) contiguous
+  const T* codebook;  // (K, D) contiguous
+  const compute_t<T>* center;  // (D,)
+  int64_t num_rows, num_codes, dim;
+  double tau;
+  compute_t<T>* logsumexp;  // (N,) out
+  compute_t<T>* mean;       // (N, D) out
+};
+
+template <class T>
+struct CodeLogsumexpBackwardParams {
+  const compute_t<T>* grad;  // (N,)
+  const T* z;                // (N, D)
+  const T* codebook;         // (K, D)
+  const compute_t<T>* center;     // (D,)
+  const compute_t<T>* logsumexp;  // (N,)
+  int64_t num_rows, num_codes, dim;
+  double tau;
+  T* grad_codebook;  // (K, D) out
+};
+
+#if PYRAMID_WITH_CUDA
+template <class T>
+cudaError_t code_logsumexp_cuda(const CodeLogsumexpParams<T>&, cudaStream_t stream);
+template <class T>
+cudaError_t code_logsumexp_backward_cuda(const CodeLogsumexpBackwardParams<T>&, cudaStream_t stream);
+#endif
+
+}  // namespace pyramid::kernels

@@ -1,0 +1,70 @@
+// Attention in which query i sees the keys [a_i, b_i) and [c_i, d_i): what both devices share.
+//
+//   score_ij = scale * q_i . k_j         out_i = sum_j softmax_j(score_ij) v_j         over the keys that i sees
+//   logsumexp_i = log sum_j exp(score_ij), -inf (and out_i = 0) where it sees none
+//
+// The keys are read block by block with a running maximum and sum (online softmax: 1805.02867, FlashAttention:
+// 2205.14135); no S x S matrix is formed, and a block of keys that no query of a block of queries sees is skipped. The
+// backward forms the probabilities again from logsumexp (2205.14135, section 3.1):
+//   delta_i = sum_e grad_out_ie out_ie         grad_score_ij = p_ij (grad_out_i . v_j - delta_i)
+//
+// H heads of queries share Hkv heads of keys: query head h reads key head h / (H / Hkv).
+#pragma once
+
+#include <cstdint>
+
+#include "cuda_types.h"
+#include "isa.h"
+#include "types.h"
+
+namespace pyramid::kernels {
+
+// The last axis is contiguous; the other three have strides, in elements.
+struct HeadStrides {
+  int64_t batch, head, row;
+};
+
+struct IntervalAttentionShape {
+  int64_t batch, heads, kv_heads;
+  int64_t num_queries, num_keys;  // S, Skv
+  int64_t dim, value_dim;         // D, Dv
+  double scale;
+  HeadStrides q, k, v;
+  int64_t interval_batch;  // 4 S, or 0 where all of the batch share one set
+};
+
+template <class T>
+struct IntervalAttentionParams {
+  IntervalAttentionShape shape;
+  const T* q;                // (B, H, S, D) strided
+  const T* k;                // (B, Hkv, Skv, D) strided
+  const T* v;                // (B, Hkv, Skv, Dv) strided
+  const int32_t* intervals;  // (B or 1, S, 4) a, b, c, d; 0 <= a <= b <= Skv, 0 <= c <= d <= Skv; they may overlap
+  T* out;                    // (B, H, S, Dv) contiguous, out
+  compute_t<T>* logsumexp;   // (B, H, S) out
+};
+
+template <class T>
+struct IntervalAttentionBackwardParams {
+  IntervalAttentionShape shape;
+  const T* q;
+  const T* k;
+  const T* v;
+  const int32_t* intervals;
+  const T* out;                   // (B, H, S, Dv) contiguous
+  const compute_t<T>* logsumexp;  // (B, H, S)
+  const T* grad_out;              // (B, H, S, Dv) contiguous
+  compute_t<T>* delta;            // (B, H, S) workspace
+  T* grad_q;                      // (B, H, S, D) contiguous, out
+  T* grad_k;                      // (B, Hkv, Skv, D) contiguous, out
+  T* grad_v;                      // (B, Hkv, Skv, Dv) contiguous, out
+};
+
+#if PYRAMID_WITH_CUDA
+template <class T>
+cudaError_t interval_attention_cuda(const IntervalAttentionParams<T>&, cudaStream_t stream);
+template <class T>
+cudaError_t interval_attention_backward_cuda(const IntervalAttentionBackwardParams<T>&, cudaStream_t stream);
+#endif
+
+}  // namespace pyramid::kernels
