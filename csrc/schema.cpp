@@ -14,4 +14,20 @@ STABLE_TORCH_LIBRARY(pyramid, m) {
   m.def(
       "bit_quantize_backward(Tensor x, float temperature, Tensor? grad_codes, Tensor? grad_entropy, "
       "Tensor? grad_commitment) -> Tensor grad_x");
+
+  // q (B, H, S, D), k (B, Hkv, Skv, D), v (B, Hkv, Skv, Dv), intervals (B or 1, S, 4) int32 or int64 ->
+  // out (B, H, S, Dv), logsumexp (B, H, S) float32 (float64 for float64), -inf where a query sees nothing
+  m.def(
+      "interval_attention(Tensor q, Tensor k, Tensor v, Tensor intervals, float scale) -> "
+      "(Tensor out, Tensor logsumexp)");
+  m.def(
+      "interval_attention_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor intervals, Tensor out, "
+      "Tensor logsumexp, float scale) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v)");
+
+  // z (..., D), codebook (K, D) -> logsumexp (...), pull (..., D) = the codes' mean by softmax(-|z - e|^2 / tau) less z,
+  // both float32 (float64 for float64); the backward: that of the codebook alone
+  m.def("code_logsumexp(Tensor z, Tensor codebook, float tau) -> (Tensor logsumexp, Tensor pull)");
+  m.def(
+      "code_logsumexp_backward(Tensor grad, Tensor z, Tensor codebook, Tensor logsumexp, float tau) -> "
+      "Tensor grad_codebook");
 }

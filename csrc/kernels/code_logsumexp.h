@@ -1,11 +1,11 @@
 // logsumexp over a codebook of -|z - e|^2 / tau: what both devices share.
 //
-//   logsumexp_n = log sum_k exp(-|z_n - e_k|^2 / tau)        mean_n = sum_k p_nk e_k,  p_nk = softmax_k
+//   logsumexp_n = log sum_k exp(-|z_n - e_k|^2 / tau)        pull_n = sum_k p_nk e_k - z_n,  p_nk = softmax_k
 //
 // This is attention whose keys and values are the codebook, so it is computed as such: the codes are read block by block
-// with a running maximum and sum, and no N x K matrix is formed. The mean code comes with the same pass, and the gradient
-// needs no other: d logsumexp_n / d z_n = 2 / tau (mean_n - z_n). With a centre c (the mean of the codes) taken from both
-// sides, less cancels in |z|^2 - 2 z . e + |e|^2. The codebook's gradient, where it is asked for, forms p again:
+// with a running maximum and sum, and no N x K matrix is formed. The pull comes with the same pass, and the gradient of z
+// needs no other: d logsumexp_n / d z_n = 2 / tau pull_n. With a centre c (the mean of the codes) taken from both sides,
+// less cancels in |z|^2 - 2 z . e + |e|^2. The codebook's gradient, where it is asked for, forms p again:
 //   grad_codebook_k = 2 / tau sum_n grad_n p_nk (z_n - e_k)
 #pragma once
 
@@ -25,7 +25,7 @@ struct CodeLogsumexpParams {
   int64_t num_rows, num_codes, dim;
   double tau;
   compute_t<T>* logsumexp;  // (N,) out
-  compute_t<T>* mean;       // (N, D) out
+  compute_t<T>* pull;       // (N, D) out
 };
 
 template <class T>
@@ -39,6 +39,13 @@ struct CodeLogsumexpBackwardParams {
   double tau;
   T* grad_codebook;  // (K, D) out
 };
+
+// A task is a number of rows (backward: of codes).
+PYRAMID_PER_ISA(int64_t code_logsumexp_task_rows())
+PYRAMID_PER_ISA(template <class T> bool code_logsumexp_tasks(const CodeLogsumexpParams<T>&, int64_t begin,
+                                                             int64_t end))  // false: no memory
+PYRAMID_PER_ISA(template <class T> bool code_logsumexp_backward_tasks(const CodeLogsumexpBackwardParams<T>&,
+                                                                      int64_t begin, int64_t end))
 
 #if PYRAMID_WITH_CUDA
 template <class T>

@@ -60,6 +60,14 @@ struct IntervalAttentionBackwardParams {
   T* grad_v;                      // (B, Hkv, Skv, Dv) contiguous, out
 };
 
+// A task is a number of queries of one head of keys (backward: all of them). Tasks write to different places.
+PYRAMID_PER_ISA(int64_t interval_attention_num_tasks(const IntervalAttentionShape&))
+PYRAMID_PER_ISA(template <class T> bool interval_attention_tasks(const IntervalAttentionParams<T>&, int64_t begin,
+                                                                 int64_t end))  // false: no memory
+PYRAMID_PER_ISA(int64_t interval_attention_backward_num_tasks(const IntervalAttentionShape&))
+PYRAMID_PER_ISA(template <class T> bool interval_attention_backward_tasks(const IntervalAttentionBackwardParams<T>&,
+                                                                          int64_t begin, int64_t end))
+
 #if PYRAMID_WITH_CUDA
 template <class T>
 cudaError_t interval_attention_cuda(const IntervalAttentionParams<T>&, cudaStream_t stream);

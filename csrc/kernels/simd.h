@@ -72,6 +72,20 @@ PYRAMID_INLINE Vec min(Vec a, Vec b) {
 #endif
 }
 
+// a > b ? a : b in every lane: where one is NaN, the second.
+PYRAMID_INLINE Vec max(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+// mask ? a : b; every lane of the mask is all ones or all zeros, as comparisons give it.
+PYRAMID_INLINE Vec select(IVec mask, Vec a, Vec b) { return (Vec)(((IVec)a & mask) | ((IVec)b & ~mask)); }
+
 // Bit j is set where a[j] > b[j]: never for NaN.
 PYRAMID_INLINE uint32_t greater_mask(Vec a, Vec b) {
 #if defined(__AVX512F__)
@@ -139,6 +153,27 @@ PYRAMID_INLINE float widen(Half value) {
   }
   __builtin_memcpy(&result, &bits, 4);
   return result;
+#endif
+}
+
+// One vector of float from kLanes numbers of any storage type.
+PYRAMID_INLINE Vec load_wide(const float* p) { return load<Vec>(p); }
+PYRAMID_INLINE Vec load_wide(const BFloat16* p) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(load<__m256i>(p)), 16);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(load<__m128i>(p)), 16);
+#else
+  return Vec{widen(p[0]), widen(p[1]), widen(p[2]), widen(p[3])};
+#endif
+}
+PYRAMID_INLINE Vec load_wide(const Half* p) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_cvtph_ps(load<__m256i>(p));
+#elif defined(__AVX2__)
+  return (Vec)_mm256_cvtph_ps(load<__m128i>(p));
+#else
+  return Vec{widen(p[0]), widen(p[1]), widen(p[2]), widen(p[3])};
 #endif
 }
 

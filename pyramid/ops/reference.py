@@ -1,7 +1,7 @@
 """Every op in plain PyTorch: the truth that the compiled ops are tested against, and what runs without them.
 
 Written to be read. Arithmetic is in float32 (float64 for float64 input) whatever the dtype, autocast or not. The ops
-that have no compiled form yet are public from here; their arguments are checked here. Legend: B batch, N rows, D
+that have no compiled form yet are public from here, and checked here. Legend: B batch, N rows, D
 width, K codes, d bits, H heads, S queries.
 """
 
@@ -109,31 +109,38 @@ def _greatest_logit(logit: Tensor) -> float:
 
 
 def code_logsumexp(z: Tensor, codebook: Tensor, tau: float) -> Tensor:
-    """logsumexp over the codes of -|z - e|^2 / tau: the normalizer of a cross-entropy over words (SPAE, 2306.17842).
+    """See `pyramid.ops.code_logsumexp`. z (..., D), codebook (K, D) -> (...)."""
+    rows, codes = _centered(z, codebook)
+    return torch.logsumexp(-_squared_distances(rows, codes) / tau, -1).reshape(z.shape[:-1])
 
-    Args:
-        z: (..., D). codebook: (K, D), same dtype. tau: > 0.
 
-    Returns:
-        (...) float32 (float64 for float64), differentiable by z and codebook.
-
-    Raises:
-        ValueError: shapes that don't fit, an empty codebook, tau <= 0.
-    """
-    if z.ndim < 1 or codebook.ndim != 2 or z.shape[-1] != codebook.shape[1] or codebook.shape[0] == 0:
-        raise ValueError(
-            "code_logsumexp: expected z (..., D) and codebook (K, D) with K >= 1, "
-            f"got {tuple(z.shape)} and {tuple(codebook.shape)}"
-        )
-    if not tau > 0:
-        raise ValueError(f"code_logsumexp: expected tau > 0, got {tau}")
+def _centered(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, D) and (K, D) in float32 at least, less the mean code: distances don't change, and less cancels."""
     with torch.autocast(z.device.type, enabled=False):
         dtype = _compute_dtype(z)
         codes = codebook.to(dtype)
-        center = codes.detach().mean(0)  # distances don't change, and less cancels
-        codes, rows = codes - center, z.to(dtype).reshape(-1, z.shape[-1]) - center
+        center = codes.detach().mean(0)
+        return z.to(dtype).reshape(-1, z.shape[-1]) - center, codes - center
+
+
+def _squared_distances(rows: Tensor, codes: Tensor) -> Tensor:
+    with torch.autocast(rows.device.type, enabled=False):
         squares = rows.square().sum(-1, keepdim=True) - 2 * rows @ codes.T + codes.square().sum(-1)
-        return torch.logsumexp(-squares.clamp_min(0) / tau, -1).reshape(z.shape[:-1])
+        return squares.clamp_min(0)
+
+
+def mean_code(z: Tensor, codebook: Tensor, tau: float) -> Tensor:
+    """(..., D): the codes' mean by softmax(-|z - e|^2 / tau). Less z it is the second output of the compiled op."""
+    rows, codes = _centered(z, codebook)
+    p = torch.softmax(-_squared_distances(rows, codes) / tau, -1)
+    return (p @ codebook.to(codes.dtype)).reshape(z.shape)
+
+
+def code_logsumexp_backward(grad: Tensor, z: Tensor, codebook: Tensor, logsumexp: Tensor, tau: float) -> Tensor:
+    """The gradient of the codebook (K, D) from grad (...) and the forward's logsumexp (...)."""
+    rows, codes = _centered(z, codebook)
+    p = torch.exp(-_squared_distances(rows, codes) / tau - logsumexp.reshape(-1, 1)) * grad.reshape(-1, 1)
+    return ((p.T @ rows - p.sum(0)[:, None] * codes) * (2 / tau)).to(codebook.dtype)
 
 
 def joint_bit_entropy(
@@ -184,28 +191,12 @@ def _half_probabilities(logit: Tensor) -> Tensor:
     return table
 
 
-def interval_attention(q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float | None = None) -> Tensor:
-    """Attention in which each query sees the keys [a, b) and [c, d): causal, prefix, block, window and packed in one.
-
-    Args:
-        q: (B, H, S, D). k, v: (B, Hkv, Skv, D) and (B, Hkv, Skv, Dv), H a multiple of Hkv (grouped heads).
-        intervals: (B or 1, S, 4) integers a, b, c, d with 0 <= a <= b <= Skv and 0 <= c <= d <= Skv, on q's device.
-            The two may overlap; a key is seen once. a = b or c = d is an empty interval.
-        scale: of the scores; None: 1 / sqrt(D).
-
-    Returns:
-        (B, H, S, Dv); zeros where a query sees nothing.
-
-    Raises:
-        ValueError: shapes that don't fit, intervals that are out of order or out of range. TypeError: their dtype.
-    """
-    _check_attention(q, k, v, intervals)
-    a, b, c, d = intervals.unsqueeze(1).unbind(-1)  # each (B or 1, 1, S)
-    key = torch.arange(k.shape[2], device=q.device)
-    seen = (key >= a[..., None]) & (key < b[..., None]) | (key >= c[..., None]) & (key < d[..., None])
-    some = seen.any(-1, keepdim=True)  # (B or 1, 1, S, 1)
+def interval_attention(q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float) -> Tensor:
+    """See `pyramid.ops.interval_attention`. q (B, H, S, D), k, v (B, Hkv, Skv, D or Dv), intervals (B or 1, S, 4)."""
     if k.shape[2] == 0:
-        return q.new_zeros(*q.shape[:3], v.shape[-1])
+        return (q.sum() + k.sum() + v.sum()) * q.new_zeros(*q.shape[:3], v.shape[-1])
+    seen = _seen(intervals, k.shape[2])
+    some = seen.any(-1, keepdim=True)  # (B or 1, 1, S, 1)
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     # A row that sees nothing attends to all and is then dropped: no softmax over nothing, no NaN in its gradient.
@@ -213,39 +204,44 @@ def interval_attention(q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale
     return torch.where(some, out, torch.zeros((), dtype=out.dtype, device=out.device))
 
 
-def _check_attention(q: Tensor, k: Tensor, v: Tensor, intervals: Tensor) -> None:
-    if not (
-        q.ndim == k.ndim == v.ndim == 4
-        and q.shape[0] == k.shape[0] == v.shape[0]
-        and q.shape[3] == k.shape[3]
-        and k.shape[1:3] == v.shape[1:3]
-        and k.shape[1] > 0
-        and q.shape[1] % k.shape[1] == 0
-    ):
-        raise ValueError(
-            "interval_attention: expected q (B, H, S, D), k (B, Hkv, Skv, D), v (B, Hkv, Skv, Dv), "
-            f"H a multiple of Hkv, got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
-        )
-    if intervals.ndim != 3 or intervals.shape[0] not in (1, q.shape[0]) or intervals.shape[1:] != (q.shape[2], 4):
-        raise ValueError(
-            f"interval_attention: expected intervals (B or 1, S, 4) = ({q.shape[0]} or 1, {q.shape[2]}, 4), "
-            f"got {tuple(intervals.shape)}"
-        )
-    if intervals.is_floating_point() or intervals.is_complex() or intervals.dtype == torch.bool:
-        raise TypeError(f"interval_attention: expected intervals of integers, got {intervals.dtype}")
-    if torch.compiler.is_compiling() or intervals.device.type == "meta":
-        return  # values aren't known while tracing
-    a, b, c, d = intervals.unbind(-1)
-    last = k.shape[2]
-    good = (a >= 0) & (a <= b) & (b <= last) & (c >= 0) & (c <= d) & (d <= last)
-    if intervals.is_cuda:
-        torch._assert_async(good.all())  # no wait for the device
-    elif not bool(good.all()):
-        batch, query = (~good).nonzero()[0].tolist()
-        raise ValueError(
-            f"interval_attention: expected 0 <= a <= b <= {last} and 0 <= c <= d <= {last}, "
-            f"got {intervals[batch, query].tolist()} for query {query} of batch {batch}"
-        )
+def _seen(intervals: Tensor, num_keys: int) -> Tensor:
+    """intervals (B or 1, S, 4) -> (B or 1, 1, S, Skv) bool"""
+    a, b, c, d = intervals.unsqueeze(1).unsqueeze(3).unbind(-1)  # each (B or 1, 1, S, 1)
+    key = torch.arange(num_keys, device=intervals.device)
+    return (key >= a) & (key < b) | (key >= c) & (key < d)
+
+
+def _interval_scores(q: Tensor, k: Tensor, intervals: Tensor, scale: float) -> Tensor:
+    """(B, H, S, Skv) in float32 at least, -inf where a key is not seen; k has as many heads as q."""
+    dtype = _compute_dtype(q)
+    scores = q.to(dtype) @ k.to(dtype).transpose(2, 3) * scale
+    return scores.masked_fill(~_seen(intervals, k.shape[2]), -math.inf)
+
+
+def interval_logsumexp(q: Tensor, k: Tensor, intervals: Tensor, scale: float) -> Tensor:
+    """The second output of the compiled op: (B, H, S), logsumexp of a query's scores, -inf where it sees nothing."""
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
+    return torch.logsumexp(_interval_scores(q, k, intervals, scale), -1)
+
+
+def interval_attention_backward(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, out: Tensor, logsumexp: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v from grad_out (B, H, S, Dv) and what the forward gave: out (B, H, S, Dv) and logsumexp
+    (B, H, S)."""
+    dtype, groups = _compute_dtype(q), q.shape[1] // k.shape[1]
+    wide_k, wide_v = (x.to(dtype).repeat_interleave(groups, 1) for x in (k, v))
+    up, scores = grad_out.to(dtype), _interval_scores(q, wide_k, intervals, scale)
+    p = torch.exp(scores - logsumexp.masked_fill(logsumexp == -math.inf, 0.0).unsqueeze(-1))
+    delta = (up * out.to(dtype)).sum(-1, keepdim=True)
+    by_scores = p * (up @ wide_v.transpose(2, 3) - delta) * scale
+
+    def of_heads(x: Tensor) -> Tensor:  # the query heads of a group add up
+        return x.unflatten(1, (k.shape[1], groups)).sum(2)
+
+    by_q, by_k = by_scores @ wide_k, of_heads(by_scores.transpose(2, 3) @ q.to(dtype))
+    by_v = of_heads(p.transpose(2, 3) @ up)
+    return by_q.to(q.dtype), by_k.to(k.dtype), by_v.to(v.dtype)
 
 
 def level_resample(x: Tensor, size: Grid) -> Tensor:
