@@ -72,6 +72,17 @@ PYRAMID_INLINE Vec min(Vec a, Vec b) {
 #endif
 }
 
+// a > b ? a : b in every lane: where one is NaN, the second.
+PYRAMID_INLINE Vec max(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
 // Bit j is set where a[j] > b[j]: never for NaN.
 PYRAMID_INLINE uint32_t greater_mask(Vec a, Vec b) {
 #if defined(__AVX512F__)
@@ -97,6 +108,12 @@ PYRAMID_INLINE float lane_min(Vec a) {
   return least;
 }
 
+PYRAMID_INLINE float lane_max(Vec a) {
+  float greatest = a[0];
+  for (int j = 1; j < kLanes; ++j) greatest = a[j] > greatest ? a[j] : greatest;
+  return greatest;
+}
+
 // exp(x) for -87 <= x <= 88, to about one unit in the last place; NaN stays NaN.
 PYRAMID_INLINE Vec exp(Vec x) {
   const Vec magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
@@ -114,6 +131,7 @@ PYRAMID_INLINE Vec exp(Vec x) {
   return (Vec)((IVec)p + (((IVec)shifted - (IVec)magic) << 23));
 }
 
+PYRAMID_INLINE double widen(double value) { return value; }
 PYRAMID_INLINE float widen(float value) { return value; }
 PYRAMID_INLINE float widen(BFloat16 value) {
   const uint32_t bits = (uint32_t)value.bits << 16;
@@ -139,6 +157,24 @@ PYRAMID_INLINE float widen(Half value) {
   }
   __builtin_memcpy(&result, &bits, 4);
   return result;
+#endif
+}
+
+// One vector of numbers, widened.
+PYRAMID_INLINE Vec load_wide(const float* p) { return load<Vec>(p); }
+PYRAMID_INLINE Vec load_wide(const BFloat16* p) {
+  typedef uint16_t Bits __attribute__((vector_size(2 * kLanes)));
+  return (Vec)(__builtin_convertvector(load<Bits>(p), IVec) << 16);
+}
+PYRAMID_INLINE Vec load_wide(const Half* p) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_cvtph_ps(load<__m256i>(p));
+#elif defined(__F16C__)
+  return (Vec)_mm256_cvtph_ps(load<__m128i>(p));
+#else
+  Vec wide;
+  for (int j = 0; j < kLanes; ++j) wide[j] = widen(p[j]);
+  return wide;
 #endif
 }
 
