@@ -77,39 +77,29 @@ Candidates& candidates_of(const NearestCodeCpuParams<T>& p, int64_t part, int64_
   return *(Candidates*)(p.candidates + (part * ceil_div(p.num_rows, (int64_t)kRows) + block) * kCandidatesBytes);
 }
 
-// Eight numbers in double, whatever the instruction set: every set adds in the same order.
-typedef double Eight __attribute__((vector_size(64)));
-PYRAMID_INLINE Eight load_eight(const double* p) { return load<Eight>(p); }
-PYRAMID_INLINE Eight load_eight(const float* p) {
-  typedef float Floats __attribute__((vector_size(32)));
-  return __builtin_convertvector(load<Floats>(p), Eight);
-}
-template <class T>
-PYRAMID_INLINE Eight load_eight(const T* p) {
-  alignas(32) float wide[8];
-#pragma GCC unroll 8
-  for (int j = 0; j < 8; ++j) wide[j] = widen(p[j]);
-  return load_eight(wide);
-}
-
-// sum (a - b)^2 in double, the same to the bit in every instruction set: no product is fused with its addition.
+// sum (a - b)^2 in double, the same to the bit in every instruction set: sixteen sums in a fixed order, and no product is
+// fused with its addition.
 template <class T>
 __attribute__((optimize("fp-contract=off"))) double squared_distance(const T* a, const T* b, int64_t dim) {
-  Eight even = {}, odd = {};
+  constexpr int kHalf = kLanes / 2, kSums = 16;
+  DoubleVec sums[kSums / kHalf] = {};
   int64_t i = 0;
-  for (; i + 16 <= dim; i += 16) {
-    const Eight d0 = load_eight(a + i) - load_eight(b + i), d1 = load_eight(a + i + 8) - load_eight(b + i + 8);
-    even += d0 * d0;
-    odd += d1 * d1;
+  for (; i + kSums <= dim; i += kSums) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kSums / kHalf; ++v) {
+      const DoubleVec d = load_double(a + i + v * kHalf) - load_double(b + i + v * kHalf);
+      sums[v] += d * d;
+    }
   }
-  even += odd;
-  double sum = 0;
-  for (int j = 0; j < 8; ++j) sum += even[j];
+  alignas(64) double lanes[kSums];
+  for (int v = 0; v < kSums / kHalf; ++v) store(lanes + v * kHalf, sums[v]);
   for (; i < dim; ++i) {
     const double d = (double)widen(a[i]) - (double)widen(b[i]);
-    sum += d * d;
+    lanes[i % kSums] += d * d;
   }
-  return sum;
+  for (int step = kSums / 2; step > 0; step /= 2)
+    for (int j = 0; j < step; ++j) lanes[j] += lanes[j + step];
+  return lanes[0];
 }
 
 // kRows rows x kTile codes. Returns a bit for each row where a score isn't above the limit; its products are in `dots`.

@@ -65,10 +65,9 @@ struct SquareSum {
     Vec sum = splat(0.0f);
 #pragma GCC unroll 16
     for (int j = 0; j < kVecs; ++j) sum = fma(v[j], v[j], sum);
-    float lanes[kLanes];
+    alignas(64) float lanes[kLanes];
     store(lanes, sum);
-    total += __builtin_convertvector(load<HalfVec>(lanes), DoubleVec) +
-             __builtin_convertvector(load<HalfVec>(lanes + kLanes / 2), DoubleVec);
+    total += load_double(lanes) + load_double(lanes + kLanes / 2);
   }
   double value() const {
     double sum = 0;

@@ -178,6 +178,25 @@ PYRAMID_INLINE Vec load_wide(const Half* p) {
 #endif
 }
 
+// Half a vector of numbers, as double.
+PYRAMID_INLINE DoubleVec load_double(const double* p) { return load<DoubleVec>(p); }
+PYRAMID_INLINE DoubleVec load_double(const float* p) {
+#if defined(__AVX512F__)
+  return (DoubleVec)_mm512_cvtps_pd(load<__m256>(p));
+#elif defined(__AVX2__)
+  return (DoubleVec)_mm256_cvtps_pd(load<__m128>(p));
+#else
+  return __builtin_convertvector(load<HalfVec>(p), DoubleVec);
+#endif
+}
+template <class T>
+PYRAMID_INLINE DoubleVec load_double(const T* p) {
+  alignas(64) float wide[kLanes / 2];
+#pragma GCC unroll 8
+  for (int j = 0; j < kLanes / 2; ++j) wide[j] = widen(p[j]);
+  return load_double(wide);
+}
+
 // Round to nearest, ties to even.
 template <class T>
 PYRAMID_INLINE T narrow(float value);
