@@ -35,7 +35,8 @@ CXX_FLAGS = ["-std=c++17", "-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-ffp-c
 INSTRUCTION_SETS = {"base": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
-    INSTRUCTION_SETS["avx512"] = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"]
+    INSTRUCTION_SETS["avx512"] = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"]
+    INSTRUCTION_SETS["avx512"] += INSTRUCTION_SETS["avx2"]
     INSTRUCTION_SETS["avx512"] += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]  # gcc 12: its own header
 CUDA_ARCHITECTURES = ["sm_80", "sm_90", "compute_90"]  # the last is PTX, for what comes after
 NVCC_FLAGS = [

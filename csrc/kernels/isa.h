@@ -37,7 +37,8 @@ inline Isa detected_instruction_set() {
                       __builtin_cpu_supports("f16c");
     if (!avx2) return Isa::base;
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                        __builtin_cpu_supports("avx512vnni");
     return avx512 ? Isa::avx512 : Isa::avx2;
   }();
   return found;

@@ -1,13 +1,18 @@
 // Arg-min over a codebook without the N x K matrix: what both devices share.
 //
 // Idea. With any centre c, z' = z - c and e' = e - c, the order of the codes by |z - e|^2 is the order by
-//     s_k = |e'_k|^2 / 2 - z' . e'_k
-// which is one fused multiply-add per number, as in a matrix product. It is computed in float32 and of each *bucket* of
-// codes only the least s is kept. The rounding error of s is at most
+//     s_k = |e'_k|^2 / 2 - z' . e'_k.
+// A first pass computes s_k in low precision with a proven bound E of its error: the true nearest code, and every code that
+// ties with it, has s_k - E <= U, U = least (s_k + E). The few codes that this admits are ranked by sum (z - e)^2 in
+// double, ties to the lowest id. A bound that is infinite or NaN admits its code.
+//
+// CPU: every vector is rounded to small integers times a scale of its own (quantize.h). With a, b the rounded z', e',
+//     |z' . e' - a . b| <= |z' - a| |e'| + |a| |e' - b|        (Cauchy-Schwarz)
+// and the norms on the right are measured. a . b is exact, in integers.
+//
+// CUDA: float32, and of each *bucket* of codes only the least s is kept. The rounding error of s is at most
 //     E = error_factor(D) * (|z'| |e'| + |e'|^2 / 2) + a term for underflow
-// (D + 1 additions and products, the subtraction of c, the rounding of |e'|^2), so the true nearest code, and every code
-// that ties with it, is in a bucket with min s - E <= U, U = least (min s + E). All codes of these few buckets are
-// ranked by sum (z - e)^2 in double, ties to the lowest id. A bound that is infinite or NaN admits its bucket.
+// (D + 1 additions and products, the subtraction of c, the rounding of |e'|^2). An admitted bucket is ranked whole.
 #pragma once
 
 #include <cstdint>
@@ -17,6 +22,44 @@
 #include "types.h"
 
 namespace pyramid::kernels {
+
+// The CPU takes a panel of rows and a slab of codes at a time; the workspace is that of one panel and one slab. The codes
+// of a slab are cut into parts: a row has a list of candidates for each part, so that threads can share few rows.
+template <class T>
+struct NearestCodeCpuParams {
+  const T* z;         // (N, D)
+  const T* codebook;  // (K, D)
+  int64_t num_codes;  // K, below 2^31
+  int64_t dim;        // D
+  int64_t* ids;       // (N,) out
+  float* distance;    // (N,) out
+
+  float* center;      // (D,)
+  char* row_blocks;   // (blocks of the panel, row_block_bytes)
+  char* candidates;   // (parts, blocks of the panel, candidates_bytes)
+  char* tiles;        // (tiles of the slab, tile_bytes)
+  int64_t num_parts;
+  int64_t first_row, num_rows;  // of the panel
+  int64_t first_code;           // of the slab
+};
+
+struct NearestCodeSizes {
+  int64_t block_rows, tile_codes;
+  int64_t row_block_bytes, candidates_bytes, tile_bytes;  // all multiples of 64
+};
+
+// Every distance in double: for float64, and for so few rows that it isn't worth while to prepare the codes.
+template <class T>
+struct NearestCodeExactParams {
+  const T* z;         // (N, D)
+  const T* codebook;  // (K, D)
+  int64_t num_rows, num_codes, dim;
+  int64_t num_parts;       // of the codes
+  double* part_distance;   // (parts, N)
+  int64_t* part_id;        // (parts, N)
+  int64_t* ids;            // (N,) out
+  compute_t<T>* distance;  // (N,) out
+};
 
 struct NearestCodeParams {
   const float* z;         // (N, D)
@@ -28,14 +71,9 @@ struct NearestCodeParams {
   int64_t* ids;           // (N,) out
   float* distance;        // (N,) out
 
-  // Workspace of the CPU kernel. A group is kBucket vectors of codes; lane j of a group is one bucket.
-  float* packed;         // (groups, kBucket / 2, D, 2 lanes)
-  float* half_norm;      // (groups, kBucket, lanes), +inf where there is no code
-  float* group_norm;     // (groups,) greatest |e'| of the group
-  float* code_norm;      // (K,) |e'|, rounded up
-  const int64_t* order;  // (K,) packed position -> code, or null for the identity
-
   // Workspace of the CUDA kernel. A bucket is kCudaBucket consecutive codes.
+  float* half_norm;    // (K,)
+  float* code_norm;    // (K,) |e'|, rounded up
   float* centered;     // (K, D) e'
   float* bucket_norm;  // (buckets,) greatest |e'| of the bucket
   float* bucket_min;   // (rows at a time, buckets) least s
@@ -51,7 +89,6 @@ struct NearestCodeDoubleParams {
   double* distance;  // (N,) out
 };
 
-constexpr int64_t kBucket = 16;
 constexpr int64_t kCudaBucket = 32;
 
 // Norms from here on count as infinite: below it neither products nor sums of products overflow.
@@ -60,12 +97,22 @@ constexpr float kGreatestNorm = 1e18f;
 #define PYRAMID_ERROR_FACTOR(dim) ((float)((double)((dim) + 12) * 1.05 * 5.9604644775390625e-8))
 #define PYRAMID_ERROR_FLOOR(dim) ((float)((double)((dim) + 12) * 2.350988701644575e-38))
 
-PYRAMID_PER_ISA(int64_t nearest_code_group_size())
-PYRAMID_PER_ISA(void nearest_code_norms(const NearestCodeParams&, int64_t begin, int64_t end))  // of codes
-PYRAMID_PER_ISA(void nearest_code_pack(const NearestCodeParams&, int64_t begin, int64_t end))   // of groups
-PYRAMID_PER_ISA(int64_t nearest_code_row_block())
-PYRAMID_PER_ISA(bool nearest_code_rows(const NearestCodeParams&, int64_t begin, int64_t end))  // false: no memory
-PYRAMID_PER_ISA(void nearest_code_rows_double(const NearestCodeDoubleParams&, int64_t begin, int64_t end))
+// Ranges are of blocks of rows, tiles of codes, rows. In this order: center; then for each panel quantize_rows, for each
+// slab quantize_codes and scan, and at last choose.
+PYRAMID_PER_ISA(NearestCodeSizes nearest_code_sizes(int64_t dim))
+PYRAMID_PER_ISA(template <class T> void nearest_code_center(const NearestCodeCpuParams<T>&))
+PYRAMID_PER_ISA(template <class T> void nearest_code_quantize_rows(const NearestCodeCpuParams<T>&, int64_t begin,
+                                                                   int64_t end))
+PYRAMID_PER_ISA(template <class T> void nearest_code_quantize_codes(const NearestCodeCpuParams<T>&, int64_t begin,
+                                                                    int64_t end))
+PYRAMID_PER_ISA(template <class T> void nearest_code_scan(const NearestCodeCpuParams<T>&, int64_t part, int64_t begin,
+                                                          int64_t end, int64_t tile_begin, int64_t tile_end))
+PYRAMID_PER_ISA(template <class T> void nearest_code_choose(const NearestCodeCpuParams<T>&, int64_t begin, int64_t end))
+
+// Rows [begin, end) against one part of the codes; then the best of the parts.
+PYRAMID_PER_ISA(template <class T> void nearest_code_exact(const NearestCodeExactParams<T>&, int64_t part, int64_t begin,
+                                                           int64_t end))
+PYRAMID_PER_ISA(template <class T> void nearest_code_exact_choose(const NearestCodeExactParams<T>&))
 
 #if PYRAMID_WITH_CUDA
 cudaError_t nearest_code_cuda(const NearestCodeParams&, cudaStream_t stream);

@@ -111,6 +111,12 @@ PYRAMID_INLINE float lane_min(Vec a) {
   return least;
 }
 
+PYRAMID_INLINE float lane_max(Vec a) {
+  float greatest = a[0];
+  for (int j = 1; j < kLanes; ++j) greatest = a[j] > greatest ? a[j] : greatest;
+  return greatest;
+}
+
 // exp(x) for -87 <= x <= 88, to about one unit in the last place; NaN stays NaN.
 PYRAMID_INLINE Vec exp(Vec x) {
   const Vec magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
@@ -128,6 +134,7 @@ PYRAMID_INLINE Vec exp(Vec x) {
   return (Vec)((IVec)p + (((IVec)shifted - (IVec)magic) << 23));
 }
 
+PYRAMID_INLINE double widen(double value) { return value; }
 PYRAMID_INLINE float widen(float value) { return value; }
 PYRAMID_INLINE float widen(BFloat16 value) {
   const uint32_t bits = (uint32_t)value.bits << 16;
@@ -156,25 +163,41 @@ PYRAMID_INLINE float widen(Half value) {
 #endif
 }
 
-// One vector of float from kLanes numbers of any storage type.
+// One vector of numbers, widened.
 PYRAMID_INLINE Vec load_wide(const float* p) { return load<Vec>(p); }
 PYRAMID_INLINE Vec load_wide(const BFloat16* p) {
-#if defined(__AVX512F__)
-  return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(load<__m256i>(p)), 16);
-#elif defined(__AVX2__)
-  return (Vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(load<__m128i>(p)), 16);
-#else
-  return Vec{widen(p[0]), widen(p[1]), widen(p[2]), widen(p[3])};
-#endif
+  typedef uint16_t Bits __attribute__((vector_size(2 * kLanes)));
+  return (Vec)(__builtin_convertvector(load<Bits>(p), IVec) << 16);
 }
 PYRAMID_INLINE Vec load_wide(const Half* p) {
 #if defined(__AVX512F__)
   return (Vec)_mm512_cvtph_ps(load<__m256i>(p));
-#elif defined(__AVX2__)
+#elif defined(__F16C__)
   return (Vec)_mm256_cvtph_ps(load<__m128i>(p));
 #else
-  return Vec{widen(p[0]), widen(p[1]), widen(p[2]), widen(p[3])};
+  Vec wide;
+  for (int j = 0; j < kLanes; ++j) wide[j] = widen(p[j]);
+  return wide;
 #endif
+}
+
+// Half a vector of numbers, as double.
+PYRAMID_INLINE DoubleVec load_double(const double* p) { return load<DoubleVec>(p); }
+PYRAMID_INLINE DoubleVec load_double(const float* p) {
+#if defined(__AVX512F__)
+  return (DoubleVec)_mm512_cvtps_pd(load<__m256>(p));
+#elif defined(__AVX2__)
+  return (DoubleVec)_mm256_cvtps_pd(load<__m128>(p));
+#else
+  return __builtin_convertvector(load<HalfVec>(p), DoubleVec);
+#endif
+}
+template <class T>
+PYRAMID_INLINE DoubleVec load_double(const T* p) {
+  alignas(64) float wide[kLanes / 2];
+#pragma GCC unroll 8
+  for (int j = 0; j < kLanes / 2; ++j) wide[j] = widen(p[j]);
+  return load_double(wide);
 }
 
 // Round to nearest, ties to even.

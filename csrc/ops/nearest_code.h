@@ -11,7 +11,7 @@
 namespace pyramid::ops {
 
 struct NearestCodeArguments {
-  torch::stable::Tensor z;         // (N, D) contiguous, float32 or float64
+  torch::stable::Tensor z;         // (N, D) contiguous; float32 or float64 where it was asked to be widened
   torch::stable::Tensor codebook;  // (K, D) the same
   torch::stable::Tensor ids;       // z's shape without the last axis, int64
   torch::stable::Tensor distance;  // the same, float32 or float64
@@ -20,7 +20,7 @@ struct NearestCodeArguments {
 };
 
 inline NearestCodeArguments prepare(const torch::stable::Tensor& z,
-                                    const torch::stable::Tensor& codebook) {
+                                    const torch::stable::Tensor& codebook, bool widened = true) {
   using torch::headeronly::ScalarType;
   PYRAMID_CHECK(z.dim() >= 1 && codebook.dim() == 2 && z.size(-1) == codebook.size(1) && z.size(-1) > 0,
                 "nearest_code: z must be (..., D) and codebook (K, D) with D > 0, got ", shape_of(z), " and ",
@@ -36,8 +36,11 @@ inline NearestCodeArguments prepare(const torch::stable::Tensor& z,
   NearestCodeArguments a;
   a.is_double = dtype == ScalarType::Double;
   const ScalarType compute = a.is_double ? ScalarType::Double : ScalarType::Float;
-  a.z = torch::stable::contiguous(torch::stable::to(z, compute));
-  a.codebook = torch::stable::contiguous(torch::stable::to(codebook, compute));
+  const auto laid_out = [&](const torch::stable::Tensor& x) {
+    return torch::stable::contiguous(widened ? torch::stable::to(x, compute) : x);
+  };
+  a.z = laid_out(z);
+  a.codebook = laid_out(codebook);
   std::vector<int64_t> shape;
   a.num_rows = 1;
   for (int64_t i = 0; i + 1 < z.dim(); ++i) {
