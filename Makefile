@@ -57,13 +57,15 @@ format: setup
 bench: setup
 	$(BIN)/pyramid bench ops
 
-# Compiles and links every CUDA file; needs nvcc, not a GPU. The product is thrown away.
+# Compiles and links every CUDA file, and fails where a kernel spills registers or has a stack; needs nvcc, not a GPU. The
+# product is thrown away.
 cuda-check: setup
 ifeq ($(NVCC),)
 	@echo "cuda-check: skipped, no nvcc in CUDA_HOME, /usr/local/cuda/bin or PATH"
 else
 	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && \
 	PYRAMID_CUDA=1 $(BIN)/python setup.py -q build_ext --build-lib "$$dir/lib" --build-temp "$$dir/temp" && \
+	$(BIN)/python csrc/resources.py "$$dir"/temp/*.log && \
 	echo "cuda-check: $$(find csrc -name '*.cu' | wc -l) CUDA files compiled and linked"
 endif
 
