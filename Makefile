@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraint
 STAMP := $(VENV)/.stamp
 SOURCES := setup.py $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: setup words quickstart test lint format bench cuda-check clean
+.PHONY: setup words quickstart test lint format bench cuda-check sanitize gpu-check clean
 .DEFAULT_GOAL := setup
 
 # Two stamps: `installed` follows the dependencies, `built` the sources of the extension. Installing builds too, so the
@@ -68,6 +68,19 @@ else
 	$(BIN)/python csrc/resources.py "$$dir"/temp/*.log && \
 	echo "cuda-check: $$(find csrc -name '*.cu' | wc -l) CUDA files compiled and linked"
 endif
+
+# The tests of the ops under AddressSanitizer and UndefinedBehaviorSanitizer (gcc's), in a build of its own. Python itself
+# is not instrumented: the sanitizer is loaded first, and leaks, of which Python has many, are not looked for. The capture
+# leaves file descriptors alone, so that a report is seen.
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=all -fno-omit-frame-pointer -O1 -g1
+sanitize: setup
+	@dir=build/sanitize && \
+	PYRAMID_CUDA=0 CXX=g++ CXXFLAGS="$(SANITIZERS)" LDFLAGS="$(SANITIZERS)" $(BIN)/python setup.py -q build_ext \
+		--build-lib $$dir/lib --build-temp $$dir/temp && \
+	PYRAMID_CUDA=0 $(BIN)/python setup.py -q build_py --build-lib $$dir/lib 2>/dev/null && \
+	ASAN_OPTIONS=detect_leaks=0:halt_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 PYRAMID_SANITIZED=1 \
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+	$(BIN)/pytest -o pythonpath="$$dir/lib tests" -p no:cacheprovider --capture=sys -q -x tests/ops
 
 # What was built and cached; what was trained (runs/) stays.
 clean:
