@@ -54,8 +54,16 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup
-	$(BIN)/pyramid bench ops
+# With the rivals that setup leaves out (faiss, vector-quantize-pytorch), results in OUT.txt and OUT.json and docs/ops.png.
+OUT ?= benchmarks/results/ops_cpu
+DEVICE ?= cpu
+bench: $(STAMP)/rivals
+	$(BIN)/pyramid bench ops --device $(DEVICE) --out $(OUT) --overwrite
+	$(BIN)/python benchmarks/plot_ops.py $(OUT).json docs/ops.png
+
+$(STAMP)/rivals: setup
+	$(PIP) --no-build-isolation -e '.[bench]'
+	@touch $@
 
 # Compiles and links every CUDA file, and fails where a kernel spills registers or has a stack; needs nvcc, not a GPU. The
 # product is thrown away.

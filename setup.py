@@ -30,7 +30,16 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-PACKAGES = ["pyramid", "pyramid.data", "pyramid.nn", "pyramid.ops", "pyramid.quantize", "lm", "tasks"]
+PACKAGES = [
+    "pyramid",
+    "pyramid.data",
+    "pyramid.nn",
+    "pyramid.ops",
+    "pyramid.ops.bench",
+    "pyramid.quantize",
+    "lm",
+    "tasks",
+]
 PACKAGE_DATA = {name: ["py.typed", "configs/*.yaml", "assets/*"] for name in ("pyramid", "lm")}
 PACKAGE_DATA["tasks"] = ["py.typed", "default_model/**"]
 
