@@ -54,12 +54,10 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# With the rivals that setup leaves out (faiss, vector-quantize-pytorch), results in OUT.txt and OUT.json and docs/ops.png.
-OUT ?= benchmarks/results/ops_cpu
-DEVICE ?= cpu
+# With the rivals that setup leaves out (faiss, vector-quantize-pytorch), what came out in benchmarks/results and docs/ops.png.
 bench: $(STAMP)/rivals
-	$(BIN)/pyramid bench ops --device $(DEVICE) --out $(OUT) --overwrite
-	$(BIN)/python benchmarks/plot_ops.py $(OUT).json docs/ops.png
+	$(BIN)/pyramid bench ops --out benchmarks/results/ops_cpu --overwrite
+	$(BIN)/python benchmarks/plot_ops.py benchmarks/results/ops_cpu.json docs/ops.png
 
 $(STAMP)/rivals: setup
 	$(PIP) --no-build-isolation -e '.[bench]'
@@ -89,6 +87,12 @@ sanitize: setup
 	ASAN_OPTIONS=detect_leaks=0:halt_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 PYRAMID_SANITIZED=1 \
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 	$(BIN)/pytest -o pythonpath="$$dir/lib tests" -p no:cacheprovider --capture=sys -q -x tests/ops
+
+# On a machine with a GPU: builds the CUDA kernels, tests and times them, with that machine's own PYTHON and torch; no venv,
+# no network. At most MINUTES.
+MINUTES ?= 25
+gpu-check:
+	$(PYTHON) benchmarks/gpu_check.py --minutes $(MINUTES)
 
 # What was built and cached; what was trained (runs/) stays.
 clean:
