@@ -77,7 +77,8 @@ endif
 
 # The tests of the ops under AddressSanitizer and UndefinedBehaviorSanitizer (gcc's), in a build of its own. Python itself
 # is not instrumented: the sanitizer is loaded first, and leaks, of which Python has many, are not looked for. The capture
-# leaves file descriptors alone, so that a report is seen.
+# leaves file descriptors alone, so that a report is seen. Left out: the CUDA kernels on the host, which switch stacks in
+# a way that the sanitizer can't follow, in a library that is built without it.
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=all -fno-omit-frame-pointer -O1 -g1
 sanitize: setup
 	@dir=build/sanitize && \
@@ -86,7 +87,8 @@ sanitize: setup
 	PYRAMID_CUDA=0 $(BIN)/python setup.py -q build_py --build-lib $$dir/lib 2>/dev/null && \
 	ASAN_OPTIONS=detect_leaks=0:halt_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 PYRAMID_SANITIZED=1 \
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
-	$(BIN)/pytest -o pythonpath="$$dir/lib tests" -p no:cacheprovider --capture=sys -q -x tests/ops
+	$(BIN)/pytest -o pythonpath="$$dir/lib tests" -p no:cacheprovider --capture=sys -q -x tests/ops \
+		--ignore=tests/ops/test_cuda_emulated.py
 
 # On a machine with a GPU: builds the CUDA kernels, tests and times them, with that machine's own PYTHON and torch; no venv,
 # no network. At most MINUTES.

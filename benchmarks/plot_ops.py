@@ -34,9 +34,9 @@ def main(source: str, target: str) -> None:
             top += 1.0
         places.append(top)
         top += 1.0
-    figure, axis = plt.subplots(figsize=(10, 0.235 * top + 1.1))
+    figure, axis = plt.subplots(figsize=(10.5, 0.235 * top + 1.1))
     ratios = [row["ratio"] for row in rows]
-    left, right = min(0.5, *ratios) * 0.8, max(2.0, *ratios) * 6
+    left, right = min(0.5, *ratios) * 0.8, max(2.0, *ratios) * 2
     axis.barh(
         places,
         [ratio - 1 for ratio in ratios],
@@ -44,10 +44,11 @@ def main(source: str, target: str) -> None:
         height=0.72,
         color=[FASTER if ratio >= 1 else SLOWER for ratio in ratios],
     )
+    beside = axis.get_yaxis_transform()  # x in widths of the plot, y in its units
     for place, row in zip(places, rows, strict=True):
+        axis.text(max(row["ratio"], 1) * 1.05, place, f"{row['ratio']:.3g}x", va="center", fontsize=8)
         times = f"{_milliseconds(row['rival_ms'])}, ours {_milliseconds(row['ours_ms'])}"
-        text = f"{row['ratio']:.3g}x  {row['rival']}: {times}"
-        axis.text(max(row["ratio"], 1) * 1.06, place, text, va="center", fontsize=8)
+        axis.text(1.02, place, f"{row['rival']}: {times}", transform=beside, va="center", fontsize=8)
     axis.axvline(1, color="black", linewidth=1)
     axis.set_xscale("log")
     axis.set_xlim(left, right)
@@ -55,7 +56,7 @@ def main(source: str, target: str) -> None:
     names = sorted([(place, row["case"]) for place, row in zip(places, rows, strict=True)])
     axis.set_yticks([place for place, _ in names], [name for _, name in names], fontsize=8)
     for op in ops:
-        axis.text(-0.01, heads[op], op, transform=axis.get_yaxis_transform(), ha="right", va="center", weight="bold")
+        axis.text(-0.01, heads[op], op, transform=beside, ha="right", va="center", weight="bold")
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.tick_params(axis="y", length=0)

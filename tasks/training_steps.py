@@ -77,14 +77,15 @@ def _step(module: TrainingModule, batch: dict, device: torch.device) -> Callable
     mixed = training_precision(module.run.precision, device.type) == "bf16-mixed"
     module.to(device).train()
     batch = module.transfer_batch_to_device(batch, device, 0)
-    module.log = module.log_dict = lambda *args, **kwargs: None  # type: ignore[method-assign]  # there is no trainer
+    for name in ("log", "log_dict"):  # there is no trainer to log to
+        setattr(module, name, lambda *args, **kwargs: None)
     optimizer: torch.optim.Optimizer = module.configure_optimizers()["optimizer"]
 
     def step() -> float:
         torch.manual_seed(0)
         optimizer.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
-            loss = module.training_step(batch, 0)
+            loss: Any = module.training_step(batch, 0)
         loss.backward()
         optimizer.step()
         return loss.item()
