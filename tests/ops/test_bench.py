@@ -23,7 +23,7 @@ TINY = {
     "interval_attention grouped": attention.blocks(30, heads=4, kv_heads=2, dim=8, backward=True),
     "interval_attention cached": attention.cached(3, 40, torch.float32),
     "level_resample": levels.resample(2, 3, (2, 4, 4), (1, 2, 2)),
-    "level_resample up": levels.resample(2, 3, (1, 2, 2), (2, 4, 4)),
+    "level_resample up": levels.resample(2, 3, (1, 2, 2), (2, 4, 4), channels_last=True),
     "pyramid_sum": levels.summed(2, 3, levels.SMALL),
 }
 

@@ -19,14 +19,14 @@ LARGE = ((1, 1, 1), (1, 4, 4), (2, 8, 8), (4, 16, 16), (4, 32, 32))
 
 def cases(device: str) -> list[Case]:
     out = []
-    for batch, channels, old, new in (
-        (16, 256, SMALL[-1], SMALL[1]),
-        (16, 64, SMALL[1], SMALL[-1]),
-        (4, 64, LARGE[-1], LARGE[2]),
-        (4, 64, LARGE[2], LARGE[-1]),
+    for batch, channels, old, new, last in (
+        (16, 256, SMALL[-1], SMALL[1], True),
+        (16, 64, SMALL[1], SMALL[-1], True),
+        (4, 64, LARGE[-1], LARGE[2], False),
+        (4, 64, LARGE[2], LARGE[-1], False),
     ):
-        name = f"{batch}x{channels}, {_text(old)} to {_text(new)}, forward+backward"
-        out.append(Case("level_resample", name, device, resample(batch, channels, old, new)))
+        name = f"{batch}x{channels}{' last' if last else ''}, {_text(old)} to {_text(new)}, forward+backward"
+        out.append(Case("level_resample", name, device, resample(batch, channels, old, new, last)))
     for batch, grids in ((16, SMALL), (4, LARGE)):
         name = f"{batch}x64, 5 levels to {_text(grids[-1])}, forward+backward"
         out.append(Case("pyramid_sum", name, device, summed(batch, 64, grids), schemas=("level_resample",)))
@@ -37,13 +37,18 @@ def _text(grid: Grid) -> str:
     return "x".join(map(str, grid))
 
 
-def resample(batch: int, channels: int, old: Grid, new: Grid) -> Callable[[torch.device], Contest]:
-    """Either down or up along every axis, by whole factors."""
+def resample(
+    batch: int, channels: int, old: Grid, new: Grid, channels_last: bool = False
+) -> Callable[[torch.device], Contest]:
+    """Either down or up along every axis, by whole factors; the tokenizer's linear layers leave the channels last."""
     down = all(n <= o for n, o in zip(new, old, strict=True))
 
     def make(device: torch.device) -> Contest:
         generator = torch.Generator().manual_seed(0)
-        x = torch.randn(batch, channels, *old, generator=generator).to(device).requires_grad_()
+        x = torch.randn(batch, channels, *old, generator=generator).to(device)
+        if channels_last:
+            x = x.to(memory_format=torch.channels_last_3d)
+        x.requires_grad_()
         if down:
             functions = {"adaptive_avg_pool3d": lambda x: F.adaptive_avg_pool3d(x, new), "mean": lambda x: mean(x, new)}
         else:

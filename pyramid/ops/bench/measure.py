@@ -63,13 +63,18 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def forward_backward(call: Callable[..., Any], *inputs: torch.Tensor) -> Call:
-    """Calls `call(*inputs)`, and gives the gradient of its outputs' sum by all inputs that require one."""
+    """Calls `call(*inputs)`, and gives the gradient by all inputs that require one, of a fixed random weighting of the
+    outputs: memory that a layer above would have written, not the one number that a sum's gradient repeats."""
     wanted = [tensor for tensor in inputs if tensor.requires_grad]
+    weights: list[torch.Tensor] = []
 
     def step() -> Any:
         out = call(*inputs)
-        total = sum(o.sum() for o in ((out,) if isinstance(out, torch.Tensor) else out) if o.requires_grad)
-        return torch.autograd.grad(total, wanted)
+        outputs = [o for o in ((out,) if isinstance(out, torch.Tensor) else out) if o.requires_grad]
+        if not weights:
+            generator = torch.Generator().manual_seed(0)
+            weights.extend(torch.randn(o.shape, generator=generator).to(o) for o in outputs)
+        return torch.autograd.grad(outputs, wanted, weights)
 
     return step
 
