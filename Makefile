@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraint
 STAMP := $(VENV)/.stamp
 SOURCES := setup.py $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: setup words quickstart test lint format bench cuda-check clean
+.PHONY: setup words quickstart test lint format bench cuda-check sanitize gpu-check clean
 .DEFAULT_GOAL := setup
 
 # Two stamps: `installed` follows the dependencies, `built` the sources of the extension. Installing builds too, so the
@@ -54,18 +54,47 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup
-	$(BIN)/pyramid bench ops
+# With the rivals that setup leaves out (faiss, vector-quantize-pytorch), what came out in benchmarks/results and docs/ops.png.
+bench: $(STAMP)/rivals
+	$(BIN)/pyramid bench ops --out benchmarks/results/ops_cpu --overwrite
+	$(BIN)/python benchmarks/plot_ops.py benchmarks/results/ops_cpu.json docs/ops.png
 
-# Compiles and links every CUDA file; needs nvcc, not a GPU. The product is thrown away.
+$(STAMP)/rivals: setup
+	$(PIP) --no-build-isolation -e '.[bench]'
+	@touch $@
+
+# Compiles and links every CUDA file, and fails where a kernel spills registers or has a stack; needs nvcc, not a GPU. The
+# product is thrown away.
 cuda-check: setup
 ifeq ($(NVCC),)
 	@echo "cuda-check: skipped, no nvcc in CUDA_HOME, /usr/local/cuda/bin or PATH"
 else
 	@dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && \
 	PYRAMID_CUDA=1 $(BIN)/python setup.py -q build_ext --build-lib "$$dir/lib" --build-temp "$$dir/temp" && \
+	$(BIN)/python csrc/resources.py "$$dir"/temp/*.log && \
 	echo "cuda-check: $$(find csrc -name '*.cu' | wc -l) CUDA files compiled and linked"
 endif
+
+# The tests of the ops under AddressSanitizer and UndefinedBehaviorSanitizer (gcc's), in a build of its own. Python itself
+# is not instrumented: the sanitizer is loaded first, and leaks, of which Python has many, are not looked for. The capture
+# leaves file descriptors alone, so that a report is seen. Left out: the CUDA kernels on the host, which switch stacks in
+# a way that the sanitizer can't follow, in a library that is built without it.
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=all -fno-omit-frame-pointer -O1 -g1
+sanitize: setup
+	@dir=build/sanitize && \
+	PYRAMID_CUDA=0 CXX=g++ CXXFLAGS="$(SANITIZERS)" LDFLAGS="$(SANITIZERS)" $(BIN)/python setup.py -q build_ext \
+		--build-lib $$dir/lib --build-temp $$dir/temp && \
+	PYRAMID_CUDA=0 $(BIN)/python setup.py -q build_py --build-lib $$dir/lib 2>/dev/null && \
+	ASAN_OPTIONS=detect_leaks=0:halt_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 PYRAMID_SANITIZED=1 \
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+	$(BIN)/pytest -o pythonpath="$$dir/lib tests" -p no:cacheprovider --capture=sys -q -x tests/ops \
+		--ignore=tests/ops/test_cuda_emulated.py
+
+# On a machine with a GPU: builds the CUDA kernels, tests and times them, with that machine's own PYTHON and torch; no venv,
+# no network. At most MINUTES.
+MINUTES ?= 25
+gpu-check:
+	$(PYTHON) benchmarks/gpu_check.py --minutes $(MINUTES)
 
 # What was built and cached; what was trained (runs/) stays.
 clean:

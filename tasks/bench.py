@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tasks.console import DONE, Console
-from tasks.options import Device, Json, check_device
+from tasks.options import Device, Json, Overwrite, check_device
 
 app = typer.Typer(help="Time our kernels beside their alternatives.", no_args_is_help=True)
 
@@ -19,32 +20,38 @@ def _bench() -> None:
 
 @app.command()
 def ops(
-    names: Annotated[
-        list[str] | None, typer.Argument(metavar="[OP]...", help="Which ops; all by default.", show_default=False)
+    op: Annotated[
+        list[str] | None,
+        typer.Option("--op", help="Only this op, or tokenizer_step, lm_step; repeat for more.", show_default=False),
     ] = None,
     device: Device = "cpu",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write OUT.txt and OUT.json too.", show_default=False)
+    ] = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> int:
-    """Time the ops beside torch and other libraries; the ratio is what counts."""
-    with Console("bench ops", as_json) as console:
+    """Time the ops, and whole training steps, beside torch and other libraries; the ratio is what counts."""
+    with Console("bench ops", as_json, writes=out is not None) as console:
         from pyramid.ops import bench
+        from tasks import training_steps
 
-        cases = bench.default_cases(check_device(device))
-        known = sorted({case.op for case in cases})
-        unknown = [name for name in names or () if name not in known]
+        cases = [*bench.default_cases(check_device(device)), *training_steps.cases(device)]
+        known = (*bench.OPS, *training_steps.OPS)
+        unknown = [name for name in op or () if name not in known]
         if unknown:
-            raise ValueError(f"OP: expected some of {', '.join(known)}, got {unknown[0]!r}")
-        if not as_json:
-            console.emit({}, _HEADER)
+            raise ValueError(f"--op: expected some of {', '.join(known)}, got {unknown[0]!r}")
+        taken = [path for path in _files(out) if path.exists()]
+        if taken and not overwrite:
+            raise FileExistsError(f"{taken[0]}: exists already; give another --out, or --overwrite")
+        say = console.note if as_json else (lambda text: console.emit({}, text))
+        report = bench.Report(device, console.emit, say)
         for case in cases:
-            for row in bench.run([case]) if not names or case.op in names else ():
-                console.emit(row, _line(row))
+            for result in bench.run([case]) if not op or case.op in op else ():
+                report.add(result)
+        report.close(out)
     return DONE
 
 
-_HEADER = f"{'op':14}{'case':28}{'ours, ms':>10}  {'beside':20}{'ms':>10}{'ratio':>8}"
-
-
-def _line(row: dict) -> str:
-    ours, rival = f"{row['ours_ms']:.2f}", f"{row['rival_ms']:.2f}"
-    return f"{row['op']:14}{row['case']:28}{ours:>10}  {row['rival']:20}{rival:>10}{row['ratio']:>7.2f}x"
+def _files(out: Path | None) -> list[Path]:
+    return [] if out is None else [out.with_name(out.name + suffix) for suffix in (".txt", ".json")]

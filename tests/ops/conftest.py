@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
 from pyramid.ops import _library
+
+
+def pytest_report_header() -> str:
+    return f"pyramid._C: {_library.build_info().get('flags', 'not built')}"
+
+
+def pytest_sessionstart() -> None:
+    """`make sanitize` sets PYRAMID_SANITIZED: it must not pass on an ordinary build."""
+    if "PYRAMID_SANITIZED" not in os.environ:
+        return
+    flags = str(_library.build_info().get("flags"))
+    if "-fsanitize=address,undefined" not in flags or "libasan" not in Path("/proc/self/maps").read_text():
+        pytest.exit(f"expected the extension built with sanitizers, got one with flags {flags}", returncode=1)
 
 
 @pytest.fixture
