@@ -14,4 +14,9 @@ STABLE_TORCH_LIBRARY(pyramid, m) {
   m.def(
       "bit_quantize_backward(Tensor x, float temperature, Tensor? grad_codes, Tensor? grad_entropy, "
       "Tensor? grad_commitment) -> Tensor grad_x");
+
+  // x (B, C, t, h, w) -> (B, C, *size); channels last where the channels of x are adjacent, else contiguous
+  m.def("level_resample(Tensor x, int[] size) -> Tensor");
+  // The gradient of x (B, C, *size) from grad (B, C, t, h, w); its memory follows that of grad in the same way.
+  m.def("level_resample_backward(Tensor grad, int[] size) -> Tensor grad_x");
 }

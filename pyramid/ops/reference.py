@@ -249,24 +249,7 @@ def _check_attention(q: Tensor, k: Tensor, v: Tensor, intervals: Tensor) -> None
 
 
 def level_resample(x: Tensor, size: Grid) -> Tensor:
-    """Resample a level to another grid: the mean over the area on the way down, the nearest on the way up.
-
-    Axis by axis: cell i of n covers [floor(i m / n), ceil((i + 1) m / n)) of m on the way down, and takes
-    floor(i m / n) on the way up, in integers. Down first, then up.
-
-    Args:
-        x: (B, C, t, h, w) floating. size: (t, h, w), each >= 1.
-
-    Returns:
-        (B, C, *size), dtype of x; the mean is taken in float32 at least.
-
-    Raises:
-        ValueError: shape or size.
-    """
-    if x.ndim != 5 or min(x.shape[2:]) < 1:
-        raise ValueError(f"level_resample: expected x (B, C, t, h, w) without an empty axis, got {tuple(x.shape)}")
-    if len(size) != 3 or min(size) < 1:
-        raise ValueError(f"level_resample: expected size (t, h, w), each at least 1, got {tuple(size)}")
+    """See `pyramid.ops.level_resample`. x (B, C, t, h, w) -> (B, C, *size)."""
     small = tuple(min(new, old) for new, old in zip(size, x.shape[2:], strict=True))
     out = x
     if small != tuple(x.shape[2:]):
@@ -275,6 +258,24 @@ def level_resample(x: Tensor, size: Grid) -> Tensor:
         if (old := out.shape[axis]) != new:
             out = out.index_select(axis, torch.arange(new, device=x.device) * old // new)
     return out
+
+
+def level_resample_backward(grad: Tensor, size: Grid) -> Tensor:
+    """The gradient of x (B, C, *size) from that of `level_resample`'s result, grad (B, C, t, h, w)."""
+    with torch.autocast(grad.device.type, enabled=False):
+        wide = grad.to(_compute_dtype(grad))
+        shares = [_shares(old, new, wide) for old, new in zip(size, grad.shape[2:], strict=True)]
+        return torch.einsum("bcthw,tx,hy,wz->bcxyz", wide, *shares).to(grad.dtype)
+
+
+def _shares(old: int, new: int, like: Tensor) -> Tensor:
+    """(new, old): how much each of the old cells counts in each of the new ones."""
+    shares = like.new_zeros(new, old)
+    for i in range(new):
+        begin = i * old // new
+        end = -(-(i + 1) * old // new) if new < old else begin + 1
+        shares[i, begin:end] = 1 / (end - begin)
+    return shares
 
 
 def pyramid_sum(codes: Sequence[Tensor], grids: Sequence[Grid], k: int) -> Tensor:
