@@ -95,46 +95,64 @@ PYRAMID_INLINE compute_t<T> cell_number(const T* x, const int64_t* stride, const
   return sum / (C)cell.divisor;
 }
 
+// Sums over t and h of N vectors of adjacent w.
+template <int N, class T>
+PYRAMID_INLINE void column_vectors(const T* x, const int64_t* stride, const Cell& cell, float* sums) {
+  Vec sum[N];
+#pragma GCC unroll 4
+  for (int v = 0; v < N; ++v) sum[v] = splat(0.0f);
+  for_each_in_column(x, stride, cell, [&](const T* source, double weight) {
+    const Vec factor = splat((float)weight);
+#pragma GCC unroll 4
+    for (int v = 0; v < N; ++v) sum[v] = fma(load_wide(source + v * kLanes), factor, sum[v]);
+  });
+#pragma GCC unroll 4
+  for (int v = 0; v < N; ++v) store(sums + v * kLanes, sum[v]);
+}
+
 // The values of a row of cells: row[w], w < target_width. x: of the batch and the channel. sums: (source_width) scratch.
 template <class T>
 PYRAMID_INLINE void cell_row(const T* x, const int64_t* stride, const LevelAxis* axes, int64_t t, int64_t h,
                              int64_t source_width, int64_t target_width, compute_t<T>* sums, compute_t<T>* row) {
   using C = compute_t<T>;
-  const Window tall = axes[0].windows[t], high = axes[1].windows[h];
-  if (tall.begin == tall.end || high.begin == high.end) {
-    for (int64_t w = 0; w < target_width; ++w) row[w] = 0;
-    return;
-  }
-  bool first = true;
-  for (int64_t i = tall.begin; i < tall.end; ++i) {
-    for (int64_t j = high.begin; j < high.end; ++j, first = false) {
-      const T* source = x + i * stride[2] + j * stride[3];
-      const C weight = (C)(weight_of(axes[0].weights, i) * weight_of(axes[1].weights, j));
-      int64_t w = 0;
-      if constexpr (sizeof(C) == 4) {
-        const int64_t whole = stride[4] == 1 ? source_width / kLanes * kLanes : 0;
-        const Vec factor = splat(weight);
-        for (; w < whole; w += kLanes) {
-          const Vec value = load_wide(source + w) * factor;
-          store(sums + w, first ? value : load<Vec>(sums + w) + value);
-        }
-      }
-      for (; w < source_width; ++w) {
-        const C value = load_one(source + w * stride[4]) * weight;
-        sums[w] = first ? value : sums[w] + value;
-      }
+  const Cell cell = cell_at(axes, t, h, 0);
+  int64_t i = 0;
+  if constexpr (sizeof(C) == 4) {
+    if (stride[4] == 1) {
+      for (; i + kVectors * kLanes <= source_width; i += kVectors * kLanes)
+        column_vectors<kVectors>(x + i, stride, cell, sums + i);
+      for (; i + kLanes <= source_width; i += kLanes) column_vectors<1>(x + i, stride, cell, sums + i);
     }
   }
-  const C outer = (C)(axes[0].divisor ? axes[0].divisor : tall.end - tall.begin) *
-                  (C)(axes[1].divisor ? axes[1].divisor : high.end - high.begin);
+  for (int64_t j = i; j < source_width; ++j) sums[j] = 0;
+  for_each_in_column(x, stride, cell, [&](const T* source, double weight) {
+    for (int64_t j = i; j < source_width; ++j) sums[j] += load_one(source + j * stride[4]) * (C)weight;
+  });
+
   const LevelAxis& wide = axes[2];
-  for (int64_t w = 0; w < target_width; ++w) {
-    const Window window = wide.windows[w];
-    C sum = 0;
-    for (int64_t i = window.begin; i < window.end; ++i)
-      sum += wide.weights ? sums[i] * (C)wide.weights[i] : sums[i];
-    const C divisor = outer * (C)(wide.divisor ? wide.divisor : window.end - window.begin);
-    row[w] = divisor == 1 ? sum : sum / divisor;
+  if (wide.length == 1 && !wide.weights) {
+    for (int64_t w = 0; w < target_width; ++w) row[w] = sums[wide.windows[w].begin];
+  } else if (wide.length == 2 && !wide.weights) {
+    for (int64_t w = 0; w < target_width; ++w) row[w] = sums[wide.windows[w].begin] + sums[wide.windows[w].begin + 1];
+  } else {
+    for (int64_t w = 0; w < target_width; ++w) {
+      C sum = 0;
+      for (int64_t j = wide.windows[w].begin; j < wide.windows[w].end; ++j)
+        sum += sums[j] * (C)weight_of(wide.weights, j);
+      row[w] = sum;
+    }
+  }
+
+  if (wide.length || wide.divisor) {  // one divisor for all
+    const C divisor = (C)cell.divisor;
+    if (divisor == 1) return;
+    int64_t w = 0;
+    if constexpr (sizeof(C) == 4) {
+      for (; w + kLanes <= target_width; w += kLanes) store(row + w, load<Vec>(row + w) / splat(divisor));
+    }
+    for (; w < target_width; ++w) row[w] /= divisor;
+  } else {
+    for (int64_t w = 0; w < target_width; ++w) row[w] /= (C)cell_at(axes, t, h, w).divisor;
   }
 }
 

@@ -70,6 +70,7 @@ struct LevelAxis {
   const Window* windows;
   const double* weights;  // of each source cell; null: 1
   int64_t divisor;        // of every sum; 0: the length of its window
+  int64_t length;         // of every window; 0: not all have the same
 };
 
 template <class T>

@@ -26,7 +26,10 @@ class LevelAxes {
         for (int64_t i = 0; i < from; ++i)
           weights.push_back(1.0 / static_cast<double>(kernels::source_count(i, to, from)));
       }
-      axes_[axis] = {windows.data(), weights.empty() ? nullptr : weights.data(), divisor};
+      int64_t length = windows[0].end - windows[0].begin;
+      for (const kernels::Window& window : windows)
+        if (window.end - window.begin != length) length = 0;
+      axes_[axis] = {windows.data(), weights.empty() ? nullptr : weights.data(), divisor, length};
     }
   }
   LevelAxes(const LevelAxes&) = delete;  // axes_ points into the vectors
