@@ -19,4 +19,9 @@ STABLE_TORCH_LIBRARY(pyramid, m) {
   m.def("level_resample(Tensor x, int[] size) -> Tensor");
   // The gradient of x (B, C, *size) from grad (B, C, t, h, w); its memory follows that of grad in the same way.
   m.def("level_resample_backward(Tensor grad, int[] size) -> Tensor grad_x");
+
+  // codes: levels (B, C, t, h, w), coarse first -> (B, C, *size); channels last where those of the last level are
+  m.def("pyramid_sum(Tensor[] codes, int[] size) -> Tensor");
+  // The gradient of every level from grad (B, C, t, h, w); grids: t, h, w of the levels in a row.
+  m.def("pyramid_sum_backward(Tensor grad, int[] grids) -> Tensor[]");
 }

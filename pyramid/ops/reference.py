@@ -278,30 +278,15 @@ def _shares(old: int, new: int, like: Tensor) -> Tensor:
     return shares
 
 
-def pyramid_sum(codes: Sequence[Tensor], grids: Sequence[Grid], k: int) -> Tensor:
-    """Put the first k levels back together: each resampled to the finest grid, then summed (VAR, 2404.02905).
-
-    Args:
-        codes: the levels' codes, coarse first, at least k of them, codes[l] being (B, C, *grids[l]).
-        grids: (t, h, w) of every level of the pyramid, coarse first; the last one is the grid of the result.
-        k: how many levels count, 1 <= k <= len(codes).
-
-    Returns:
-        (B, C, *grids[-1]), dtype of codes[0]; summed coarse to fine in float32 at least.
-
-    Raises:
-        ValueError: k out of range, a level that isn't on its grid.
-    """
-    if not 1 <= k <= min(len(codes), len(grids)):
-        raise ValueError(f"pyramid_sum: expected 1 <= k <= {min(len(codes), len(grids))} levels, got k = {k}")
-    for level, (code, grid) in enumerate(zip(codes[:k], grids[:k], strict=True)):
-        if code.ndim != 5 or tuple(code.shape[2:]) != tuple(grid) or code.shape[:2] != codes[0].shape[:2]:
-            raise ValueError(
-                f"pyramid_sum: expected level {level} to be (B, C, {', '.join(map(str, grid))}) "
-                f"as level 0, got {tuple(code.shape)}"
-            )
+def pyramid_sum(codes: Sequence[Tensor], size: Grid) -> Tensor:
+    """See `pyramid.ops.pyramid_sum`. codes: k levels (B, C, t, h, w), coarse first -> (B, C, *size)."""
     dtype = _compute_dtype(codes[0])
-    total = level_resample(codes[0].to(dtype), grids[-1])
-    for code in codes[1:k]:
-        total = total + level_resample(code.to(dtype), grids[-1])
+    total = level_resample(codes[0].to(dtype), size)
+    for code in codes[1:]:
+        total = total + level_resample(code.to(dtype), size)
     return total.to(codes[0].dtype)
+
+
+def pyramid_sum_backward(grad: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
+    """The gradients of levels (B, C, *grids[l]) from that of their sum, grad (B, C, t, h, w)."""
+    return [level_resample_backward(grad, grid) for grid in grids]
