@@ -24,4 +24,9 @@ STABLE_TORCH_LIBRARY(pyramid, m) {
   m.def("pyramid_sum(Tensor[] codes, int[] size) -> Tensor");
   // The gradient of every level from grad (B, C, t, h, w); grids: t, h, w of the levels in a row.
   m.def("pyramid_sum_backward(Tensor grad, int[] grids) -> Tensor[]");
+
+  // x (N, d) -> (2^(d / 2), 2^(d - d / 2)): the sum over rows of the joint probabilities of all 2^d codes
+  m.def("joint_bit_sum(Tensor x, float temperature) -> Tensor joint");
+  // The gradient of x (N, d) from that of joint.
+  m.def("joint_bit_sum_backward(Tensor grad, Tensor x, float temperature) -> Tensor grad_x");
 }

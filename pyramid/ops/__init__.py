@@ -2,13 +2,13 @@
 
 from pyramid.ops._library import backend, build_info, current_backend
 from pyramid.ops.bit_quantize import BitQuantized, bit_quantize
+from pyramid.ops.joint_bit_entropy import joint_bit_entropy
 from pyramid.ops.level_resample import level_resample
 from pyramid.ops.nearest_code import NearestCode, nearest_code
 from pyramid.ops.pyramid_sum import pyramid_sum
 from pyramid.ops.reference import (
     code_logsumexp,
     interval_attention,
-    joint_bit_entropy,
     straight_through,
 )
 

@@ -136,43 +136,41 @@ def code_logsumexp(z: Tensor, codebook: Tensor, tau: float) -> Tensor:
         return torch.logsumexp(-squares.clamp_min(0) / tau, -1).reshape(z.shape[:-1])
 
 
-def joint_bit_entropy(
-    x: Tensor, temperature: float, process_group: torch.distributed.ProcessGroup | None = None
-) -> Tensor:
-    """Entropy of the mean, over rows, of the joint distribution of d independent bits: over all 2^d codes, exactly.
+def joint_bit_sum(x: Tensor, temperature: float) -> Tensor:
+    """x (N, d) -> (2^(d/2), 2^(d - d/2)): the sum over rows of the joint probabilities of all 2^d codes.
 
-    Bit i of a row is set with probability sigmoid(4 x_i / temperature), as in `bit_quantize`. The bits are split in two
-    halves; with A (N, 2^(d/2)) and B the probabilities of each half, the mean is A^T B / N. No grouping, no sampling.
-
-    Args:
-        x: (N, d), N >= 1, 1 <= d <= 28. temperature: > 0.
-        process_group: the ranks whose rows count together (each may have its own N, also none); None: this rank
-            alone. The gradient is that of the sum over ranks, which DDP's averaging turns into that of one process.
-
-    Returns:
-        Scalar, nats: at most d log 2. float32 (float64 for float64).
-
-    Raises:
-        ValueError: shape, no rows, temperature <= 0.
+    See `pyramid.ops.joint_bit_entropy`. The low bits are the first axis: the code a + b 2^(d/2) is at [a, b].
     """
-    if x.ndim != 2 or not 1 <= x.shape[1] <= 28:
-        raise ValueError(f"joint_bit_entropy: expected x (N, d) with 1 <= d <= 28, got {tuple(x.shape)}")
-    if x.shape[0] == 0 and process_group is None:
-        raise ValueError("joint_bit_entropy: expected at least one row, got none")
-    if not temperature > 0:
-        raise ValueError(f"joint_bit_entropy: expected temperature > 0, got {temperature}")
-    with torch.autocast(x.device.type, enabled=False):
-        logit = x.to(_compute_dtype(x)) * (4 / temperature)
-        half = x.shape[1] // 2
-        joint = _half_probabilities(logit[:, :half]).T @ _half_probabilities(logit[:, half:])
-        num_rows = torch.tensor(float(x.shape[0]), dtype=joint.dtype, device=x.device)
-        if process_group is not None:
-            import torch.distributed.nn.functional as distributed
+    logit = x.to(_compute_dtype(x)) * (4 / temperature)
+    half = x.shape[1] // 2
+    return _half_probabilities(logit[:, :half]).T @ _half_probabilities(logit[:, half:])
 
-            joint = distributed.all_reduce(joint, group=process_group)
-            torch.distributed.all_reduce(num_rows, group=process_group)
-        mean = joint / num_rows
-        return -(mean * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()).sum()
+
+def joint_bit_sum_backward(grad: Tensor, x: Tensor, temperature: float) -> Tensor:
+    """The gradient of x (N, d) from grad (2^(d/2), 2^(d - d/2))."""
+    logit = x.to(_compute_dtype(x)) * (4 / temperature)
+    half = x.shape[1] // 2
+    low, high = _half_probabilities(logit[:, :half]), _half_probabilities(logit[:, half:])
+    grad_low, grad_high = high @ grad.T, low @ grad
+    by_half = [
+        _half_backward(grad_low * low, logit[:, :half]),
+        _half_backward(grad_high * high, logit[:, half:]),
+    ]
+    return (torch.cat(by_half, dim=1) * (4 / temperature)).to(x.dtype)
+
+
+def _half_backward(share: Tensor, logit: Tensor) -> Tensor:
+    """(N, 2^m), (N, m) -> (N, m): each bit's logit raises the codes with the bit and lowers those without."""
+    bits = torch.arange(logit.shape[1], device=logit.device)
+    codes = torch.arange(share.shape[1], device=logit.device)
+    is_set = ((codes[:, None] >> bits) & 1).to(logit.dtype)
+    return torch.sigmoid(-logit) * (share @ is_set) - torch.sigmoid(logit) * (share @ (1 - is_set))
+
+
+def mean_entropy(joint: Tensor, num_rows: Tensor) -> Tensor:
+    """Entropy, nats, of the distribution joint / num_rows."""
+    mean = joint / num_rows
+    return -(mean * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()).sum()
 
 
 def _half_probabilities(logit: Tensor) -> Tensor:
