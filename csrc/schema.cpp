@@ -30,4 +30,19 @@ STABLE_TORCH_LIBRARY(pyramid, m) {
   m.def(
       "code_logsumexp_backward(Tensor grad, Tensor z, Tensor codebook, Tensor logsumexp, float tau) -> "
       "Tensor grad_codebook");
+
+  // x (B, C, t, h, w) -> (B, C, *size); channels last where the channels of x are adjacent, else contiguous
+  m.def("level_resample(Tensor x, int[] size) -> Tensor");
+  // The gradient of x (B, C, *size) from grad (B, C, t, h, w); its memory follows that of grad in the same way.
+  m.def("level_resample_backward(Tensor grad, int[] size) -> Tensor grad_x");
+
+  // codes: levels (B, C, t, h, w), coarse first -> (B, C, *size); channels last where those of the last level are
+  m.def("pyramid_sum(Tensor[] codes, int[] size) -> Tensor");
+  // The gradient of every level from grad (B, C, t, h, w); grids: t, h, w of the levels in a row.
+  m.def("pyramid_sum_backward(Tensor grad, int[] grids) -> Tensor[]");
+
+  // x (N, d) -> (2^(d / 2), 2^(d - d / 2)): the sum over rows of the joint probabilities of all 2^d codes
+  m.def("joint_bit_sum(Tensor x, float temperature) -> Tensor joint");
+  // The gradient of x (N, d) from that of joint.
+  m.def("joint_bit_sum_backward(Tensor grad, Tensor x, float temperature) -> Tensor grad_x");
 }

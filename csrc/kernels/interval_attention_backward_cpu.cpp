@@ -3,6 +3,7 @@
 //   P = exp(K Q^T - logsumexp)        dP = V dO^T               dS = P (dP - delta)          (keys, queries)
 //   dV += P dO                        dK += dS Q                                             (keys, D)
 //   dQ^T += K^T dS                                                                           (D, queries)
+// delta is grad_out . out for float; 16-bit numbers have rounded out, so for them a pass of its own sums P dP.
 // A task is a head of keys with all queries that read it: nothing is added up by two threads.
 #include "interval_attention.h"
 
@@ -112,6 +113,18 @@ inline void probabilities(float* scores, float scale, const float* logsumexp, in
   }
 }
 
+// delta += the sum of p dp over the keys.
+inline void add_products(const float* p, const float* dp, int64_t count, int64_t vecs, float* delta) {
+  for (int64_t v = 0; v < vecs; ++v) {
+    Vec sum = load<Vec>(delta + v * kLanes);
+    for (int64_t j = 0; j < count; ++j) {
+      const int64_t at = j * kBlockQueries + v * kLanes;
+      sum = fma(load<Vec>(p + at), load<Vec>(dp + at), sum);
+    }
+    store(delta + v * kLanes, sum);
+  }
+}
+
 inline void score_gradients(const float* p, float* dp, const float* delta, int64_t count, int64_t vecs) {
   for (int64_t v = 0; v < vecs; ++v) {
     const Vec shift = load<Vec>(delta + v * kLanes);
@@ -122,25 +135,59 @@ inline void score_gradients(const float* p, float* dp, const float* delta, int64
   }
 }
 
+// A block of queries against a block of keys.
+struct Pair {
+  int64_t block, queries, first, count;
+  Sight sight;
+};
+
+// P and dP of a pair.
 template <class T>
-void run_block(const Task<T>& t, Workspace& w, int64_t block, int64_t queries, int64_t first, int64_t count,
-               Sight sight) {
+void probabilities_and_gradients(const Task<T>& t, Workspace& w, const Pair& pair) {
   const IntervalAttentionShape& s = t.p.shape;
-  const SeenBy& seen = w.seen[block];
-  const int64_t at = block * kBlockQueries, rows = round_up(count, kTileRows);
+  const SeenBy& seen = w.seen[pair.block];
+  const int64_t at = pair.block * kBlockQueries, rows = round_up(pair.count, kTileRows);
   multiply<Along::columns>(w.keys, w.key_step, w.q_lanes + at * s.dim, kBlockQueries, rows, s.dim, seen.vecs, w.p,
                            kBlockQueries, false);
-  if (sight == Sight::some) seen.hide(w.p, first, count);
-  probabilities(w.p, t.scale.of_score, w.logsumexp + at, count, seen.vecs);
-  multiply<Along::columns>(w.p, kBlockQueries, w.grad_out + at * w.value_dim, w.value_dim, rows, queries,
-                           w.value_dim / kLanes, w.grad_values + first * w.value_dim, w.value_dim, true);
+  if (pair.sight == Sight::some) seen.hide(w.p, pair.first, pair.count);
+  probabilities(w.p, t.scale.of_score, w.logsumexp + at, pair.count, seen.vecs);
   multiply<Along::columns>(w.values, w.value_step, w.grad_out_lanes + at * s.value_dim, kBlockQueries, rows,
                            s.value_dim, seen.vecs, w.ds, kBlockQueries, false);
-  score_gradients(w.p, w.ds, w.delta + at, count, seen.vecs);
-  multiply<Along::columns>(w.ds, kBlockQueries, w.q + at * w.dim, w.dim, rows, queries, w.dim / kLanes,
-                           w.grad_keys + first * w.dim, w.dim, true);
-  multiply<Along::rows>(w.keys, w.key_step, w.ds, kBlockQueries, w.grad_q_rows, count, seen.vecs,
+}
+
+template <class T>
+void add_gradients(const Task<T>& t, Workspace& w, const Pair& pair) {
+  probabilities_and_gradients(t, w, pair);
+  const int64_t at = pair.block * kBlockQueries, rows = round_up(pair.count, kTileRows);
+  const int64_t vecs = w.seen[pair.block].vecs;
+  multiply<Along::columns>(w.p, kBlockQueries, w.grad_out + at * w.value_dim, w.value_dim, rows, pair.queries,
+                           w.value_dim / kLanes, w.grad_values + pair.first * w.value_dim, w.value_dim, true);
+  score_gradients(w.p, w.ds, w.delta + at, pair.count, vecs);
+  multiply<Along::columns>(w.ds, kBlockQueries, w.q + at * w.dim, w.dim, rows, pair.queries, w.dim / kLanes,
+                           w.grad_keys + pair.first * w.dim, w.dim, true);
+  multiply<Along::rows>(w.keys, w.key_step, w.ds, kBlockQueries, w.grad_q_rows, pair.count, vecs,
                         w.grad_q + at * w.grad_q_rows, kBlockQueries, true);
+}
+
+// function(pair) for each block of keys, loaded, and each block of the panel's queries that sees any of it.
+template <class T, class Function>
+void each_pair(const Task<T>& t, Workspace& w, int64_t num_queries, const Function& function) {
+  const IntervalAttentionShape& s = t.p.shape;
+  for (int64_t first = 0; first < s.num_keys; first += kBlockKeys) {
+    const int64_t count = s.num_keys - first < kBlockKeys ? s.num_keys - first : kBlockKeys;
+    bool loaded = false;
+    for (int64_t block = 0; block * kBlockQueries < num_queries; ++block) {
+      const Sight sight = w.seen[block].sight(first, first + count);
+      if (sight == Sight::none) continue;
+      if (!loaded) {
+        load_rows(t.k + first * s.k.row, s.k.row, count, s.dim, w.keys, w.key_step);
+        load_rows(t.v + first * s.v.row, s.v.row, count, s.value_dim, w.values, w.value_step);
+        loaded = true;
+      }
+      const int64_t left = num_queries - block * kBlockQueries;
+      function(Pair{block, left < kBlockQueries ? left : (int64_t)kBlockQueries, first, count, sight});
+    }
+  }
 }
 
 template <class T>
@@ -155,21 +202,15 @@ void run(const Task<T>& t, Workspace& w) {
     fill(w.grad_q, blocks * kBlockQueries * w.grad_q_rows, 0);
     for (int64_t block = 0; block < blocks; ++block)
       w.seen[block].load(t.rows, t.p.intervals, s.interval_batch, begin + block * kBlockQueries, end);
-    for (int64_t first = 0; first < s.num_keys; first += kBlockKeys) {
-      const int64_t count = s.num_keys - first < kBlockKeys ? s.num_keys - first : kBlockKeys;
-      bool loaded = false;
-      for (int64_t block = 0; block < blocks; ++block) {
-        const Sight sight = w.seen[block].sight(first, first + count);
-        if (sight == Sight::none) continue;
-        if (!loaded) {
-          load_rows(t.k + first * s.k.row, s.k.row, count, s.dim, w.keys, w.key_step);
-          load_rows(t.v + first * s.v.row, s.v.row, count, s.value_dim, w.values, w.value_step);
-          loaded = true;
-        }
-        const int64_t left = end - begin - block * kBlockQueries;
-        run_block(t, w, block, left < kBlockQueries ? left : (int64_t)kBlockQueries, first, count, sight);
-      }
+    if (sizeof(T) < 4) {
+      fill(w.delta, kPanel, 0);
+      each_pair(t, w, end - begin, [&](const Pair& pair) {
+        probabilities_and_gradients(t, w, pair);
+        const int64_t at = pair.block * kBlockQueries;
+        add_products(w.p, w.ds, pair.count, w.seen[pair.block].vecs, w.delta + at);
+      });
     }
+    each_pair(t, w, end - begin, [&](const Pair& pair) { add_gradients(t, w, pair); });
     for (int64_t r = begin; r < end; ++r) {
       const int64_t block = (r - begin) / kBlockQueries, lane = (r - begin) % kBlockQueries;
       const float* from = w.grad_q + block * kBlockQueries * w.grad_q_rows + lane;

@@ -143,43 +143,41 @@ def code_logsumexp_backward(grad: Tensor, z: Tensor, codebook: Tensor, logsumexp
     return ((p.T @ rows - p.sum(0)[:, None] * codes) * (2 / tau)).to(codebook.dtype)
 
 
-def joint_bit_entropy(
-    x: Tensor, temperature: float, process_group: torch.distributed.ProcessGroup | None = None
-) -> Tensor:
-    """Entropy of the mean, over rows, of the joint distribution of d independent bits: over all 2^d codes, exactly.
+def joint_bit_sum(x: Tensor, temperature: float) -> Tensor:
+    """x (N, d) -> (2^(d/2), 2^(d - d/2)): the sum over rows of the joint probabilities of all 2^d codes.
 
-    Bit i of a row is set with probability sigmoid(4 x_i / temperature), as in `bit_quantize`. The bits are split in two
-    halves; with A (N, 2^(d/2)) and B the probabilities of each half, the mean is A^T B / N. No grouping, no sampling.
-
-    Args:
-        x: (N, d), N >= 1, 1 <= d <= 28. temperature: > 0.
-        process_group: the ranks whose rows count together (each may have its own N, also none); None: this rank
-            alone. The gradient is that of the sum over ranks, which DDP's averaging turns into that of one process.
-
-    Returns:
-        Scalar, nats: at most d log 2. float32 (float64 for float64).
-
-    Raises:
-        ValueError: shape, no rows, temperature <= 0.
+    See `pyramid.ops.joint_bit_entropy`. The low bits are the first axis: the code a + b 2^(d/2) is at [a, b].
     """
-    if x.ndim != 2 or not 1 <= x.shape[1] <= 28:
-        raise ValueError(f"joint_bit_entropy: expected x (N, d) with 1 <= d <= 28, got {tuple(x.shape)}")
-    if x.shape[0] == 0 and process_group is None:
-        raise ValueError("joint_bit_entropy: expected at least one row, got none")
-    if not temperature > 0:
-        raise ValueError(f"joint_bit_entropy: expected temperature > 0, got {temperature}")
-    with torch.autocast(x.device.type, enabled=False):
-        logit = x.to(_compute_dtype(x)) * (4 / temperature)
-        half = x.shape[1] // 2
-        joint = _half_probabilities(logit[:, :half]).T @ _half_probabilities(logit[:, half:])
-        num_rows = torch.tensor(float(x.shape[0]), dtype=joint.dtype, device=x.device)
-        if process_group is not None:
-            import torch.distributed.nn.functional as distributed
+    logit = x.to(_compute_dtype(x)) * (4 / temperature)
+    half = x.shape[1] // 2
+    return _half_probabilities(logit[:, :half]).T @ _half_probabilities(logit[:, half:])
 
-            joint = distributed.all_reduce(joint, group=process_group)
-            torch.distributed.all_reduce(num_rows, group=process_group)
-        mean = joint / num_rows
-        return -(mean * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()).sum()
+
+def joint_bit_sum_backward(grad: Tensor, x: Tensor, temperature: float) -> Tensor:
+    """The gradient of x (N, d) from grad (2^(d/2), 2^(d - d/2))."""
+    logit = x.to(_compute_dtype(x)) * (4 / temperature)
+    half = x.shape[1] // 2
+    low, high = _half_probabilities(logit[:, :half]), _half_probabilities(logit[:, half:])
+    grad_low, grad_high = high @ grad.T, low @ grad
+    by_half = [
+        _half_backward(grad_low * low, logit[:, :half]),
+        _half_backward(grad_high * high, logit[:, half:]),
+    ]
+    return (torch.cat(by_half, dim=1) * (4 / temperature)).to(x.dtype)
+
+
+def _half_backward(share: Tensor, logit: Tensor) -> Tensor:
+    """(N, 2^m), (N, m) -> (N, m): each bit's logit raises the codes with the bit and lowers those without."""
+    bits = torch.arange(logit.shape[1], device=logit.device)
+    codes = torch.arange(share.shape[1], device=logit.device)
+    is_set = ((codes[:, None] >> bits) & 1).to(logit.dtype)
+    return torch.sigmoid(-logit) * (share @ is_set) - torch.sigmoid(logit) * (share @ (1 - is_set))
+
+
+def mean_entropy(joint: Tensor, num_rows: Tensor) -> Tensor:
+    """Entropy, nats, of the distribution joint / num_rows."""
+    mean = joint / num_rows
+    return -(mean * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()).sum()
 
 
 def _half_probabilities(logit: Tensor) -> Tensor:
@@ -245,24 +243,7 @@ def interval_attention_backward(
 
 
 def level_resample(x: Tensor, size: Grid) -> Tensor:
-    """Resample a level to another grid: the mean over the area on the way down, the nearest on the way up.
-
-    Axis by axis: cell i of n covers [floor(i m / n), ceil((i + 1) m / n)) of m on the way down, and takes
-    floor(i m / n) on the way up, in integers. Down first, then up.
-
-    Args:
-        x: (B, C, t, h, w) floating. size: (t, h, w), each >= 1.
-
-    Returns:
-        (B, C, *size), dtype of x; the mean is taken in float32 at least.
-
-    Raises:
-        ValueError: shape or size.
-    """
-    if x.ndim != 5 or min(x.shape[2:]) < 1:
-        raise ValueError(f"level_resample: expected x (B, C, t, h, w) without an empty axis, got {tuple(x.shape)}")
-    if len(size) != 3 or min(size) < 1:
-        raise ValueError(f"level_resample: expected size (t, h, w), each at least 1, got {tuple(size)}")
+    """See `pyramid.ops.level_resample`. x (B, C, t, h, w) -> (B, C, *size)."""
     small = tuple(min(new, old) for new, old in zip(size, x.shape[2:], strict=True))
     out = x
     if small != tuple(x.shape[2:]):
@@ -273,30 +254,33 @@ def level_resample(x: Tensor, size: Grid) -> Tensor:
     return out
 
 
-def pyramid_sum(codes: Sequence[Tensor], grids: Sequence[Grid], k: int) -> Tensor:
-    """Put the first k levels back together: each resampled to the finest grid, then summed (VAR, 2404.02905).
+def level_resample_backward(grad: Tensor, size: Grid) -> Tensor:
+    """The gradient of x (B, C, *size) from that of `level_resample`'s result, grad (B, C, t, h, w)."""
+    with torch.autocast(grad.device.type, enabled=False):
+        wide = grad.to(_compute_dtype(grad))
+        shares = [_shares(old, new, wide) for old, new in zip(size, grad.shape[2:], strict=True)]
+        return torch.einsum("bcthw,tx,hy,wz->bcxyz", wide, *shares).to(grad.dtype)
 
-    Args:
-        codes: the levels' codes, coarse first, at least k of them, codes[l] being (B, C, *grids[l]).
-        grids: (t, h, w) of every level of the pyramid, coarse first; the last one is the grid of the result.
-        k: how many levels count, 1 <= k <= len(codes).
 
-    Returns:
-        (B, C, *grids[-1]), dtype of codes[0]; summed coarse to fine in float32 at least.
+def _shares(old: int, new: int, like: Tensor) -> Tensor:
+    """(new, old): how much each of the old cells counts in each of the new ones."""
+    shares = like.new_zeros(new, old)
+    for i in range(new):
+        begin = i * old // new
+        end = -(-(i + 1) * old // new) if new < old else begin + 1
+        shares[i, begin:end] = 1 / (end - begin)
+    return shares
 
-    Raises:
-        ValueError: k out of range, a level that isn't on its grid.
-    """
-    if not 1 <= k <= min(len(codes), len(grids)):
-        raise ValueError(f"pyramid_sum: expected 1 <= k <= {min(len(codes), len(grids))} levels, got k = {k}")
-    for level, (code, grid) in enumerate(zip(codes[:k], grids[:k], strict=True)):
-        if code.ndim != 5 or tuple(code.shape[2:]) != tuple(grid) or code.shape[:2] != codes[0].shape[:2]:
-            raise ValueError(
-                f"pyramid_sum: expected level {level} to be (B, C, {', '.join(map(str, grid))}) "
-                f"as level 0, got {tuple(code.shape)}"
-            )
+
+def pyramid_sum(codes: Sequence[Tensor], size: Grid) -> Tensor:
+    """See `pyramid.ops.pyramid_sum`. codes: k levels (B, C, t, h, w), coarse first -> (B, C, *size)."""
     dtype = _compute_dtype(codes[0])
-    total = level_resample(codes[0].to(dtype), grids[-1])
-    for code in codes[1:k]:
-        total = total + level_resample(code.to(dtype), grids[-1])
+    total = level_resample(codes[0].to(dtype), size)
+    for code in codes[1:]:
+        total = total + level_resample(code.to(dtype), size)
     return total.to(codes[0].dtype)
+
+
+def pyramid_sum_backward(grad: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
+    """The gradients of levels (B, C, *grids[l]) from that of their sum, grad (B, C, t, h, w)."""
+    return [level_resample_backward(grad, grid) for grid in grids]

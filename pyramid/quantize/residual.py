@@ -105,10 +105,13 @@ class _QuantizedLevel(nn.Module):
         x = self.before_pool(residual.movedim(1, -1)).movedim(-1, 1)
         return self.project_in(ops.level_resample(x, level.grid).movedim(1, -1))
 
+    def cells(self, codes: Tensor) -> Tensor:
+        """(B, t, h, w, E) -> (B, D, t, h, w), in the dtype of the weights"""
+        return self.project_out(codes.to(self.project_out.weight.dtype)).movedim(-1, 1)
+
     def value(self, codes: Tensor, grid: Sequence[int]) -> Tensor:
         """(B, t, h, w, E) -> (B, D, T, H, W), in the dtype of the weights"""
-        codes = codes.to(self.project_out.weight.dtype)
-        return ops.level_resample(self.project_out(codes).movedim(-1, 1), tuple(grid))
+        return ops.level_resample(self.cells(codes), tuple(grid))
 
 
 class ResidualPyramid(nn.Module):
@@ -153,9 +156,11 @@ class ResidualPyramid(nn.Module):
 
         Raises ValueError for ids that this pyramid does not give for this latent grid.
         """
-        self._check_ids(ids, self.pyramid(grid))
-        values = (part.value(part.quantizer.ids_to_codes(i), grid) for i, part in zip(ids, self.levels, strict=False))
-        return sum(values)  # type: ignore[return-value]
+        pyramid = self.pyramid(grid)
+        self._check_ids(ids, pyramid)
+        cells = [part.cells(part.quantizer.ids_to_codes(i)) for i, part in zip(ids, self.levels, strict=False)]
+        grids = [level.grid for level in pyramid.levels[: len(ids)]]
+        return ops.pyramid_sum(cells, [*grids, tuple(grid)], len(ids))
 
     def _check_ids(self, ids: Sequence[Tensor], pyramid: Pyramid) -> None:
         if not 1 <= len(ids) <= pyramid.num_levels:

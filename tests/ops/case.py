@@ -34,6 +34,11 @@ class Op:
     differentiable: tuple[int, ...] = ()
     gradcheck: Callable[..., Any] | None = None  # arguments -> the outputs that a difference quotient can see
     dtypes: tuple[torch.dtype, ...] = field(default=FLOATS)
+    # Flat arguments -> those of the schema, where that takes a list of tensors.
+    pack: Callable[..., tuple[Any, ...]] = lambda *args: args
+    keeps_layout: bool = False  # the result lies in memory as the input does; else it is contiguous
+    # Large enough for several threads; None: the third sample, repeated 40 times along the first axis.
+    large: Sample | None = None
 
 
 def randn(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, scale: float = 1.0, shift: float = 0.0):
