@@ -1,4 +1,4 @@
-// Vectors of floats from and to memory of any element type.
+// Vectors of floats to memory of any element type (from memory: load_wide of simd.h).
 #pragma once
 
 #include "simd.h"
@@ -7,30 +7,6 @@ namespace pyramid::kernels {
 namespace PYRAMID_ISA {
 
 typedef int16_t ShortVec __attribute__((vector_size(2 * kLanes)));
-
-PYRAMID_INLINE Vec load_wide(const float* p) { return load<Vec>(p); }
-PYRAMID_INLINE Vec load_wide(const BFloat16* p) {
-#if defined(__AVX512F__)
-  return (Vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
-#elif defined(__AVX2__)
-  return (Vec)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16);
-#else
-  Vec v;
-  for (int j = 0; j < kLanes; ++j) v[j] = widen(p[j]);
-  return v;
-#endif
-}
-PYRAMID_INLINE Vec load_wide(const Half* p) {
-#if defined(__AVX512F__)
-  return (Vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
-#elif defined(__AVX2__)
-  return (Vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
-#else
-  Vec v;
-  for (int j = 0; j < kLanes; ++j) v[j] = widen(p[j]);
-  return v;
-#endif
-}
 
 PYRAMID_INLINE void store_narrow(float* p, Vec v) { store(p, v); }
 PYRAMID_INLINE void store_narrow(BFloat16* p, Vec v) {  // to nearest, ties to even; NaN stays NaN
