@@ -225,14 +225,14 @@ def interval_logsumexp(q: Tensor, k: Tensor, intervals: Tensor, scale: float) ->
 def interval_attention_backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, out: Tensor, logsumexp: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v from grad_out (B, H, S, Dv) and what the forward gave: out (B, H, S, Dv) and logsumexp
-    (B, H, S)."""
+    """Gradients of q, k and v from grad_out (B, H, S, Dv) and what the forward gave: logsumexp (B, H, S), and out (B, H, S,
+    Dv), which is not needed here: out . grad_out, taken from it elsewhere, is the sum of p by_p."""
     dtype, groups = _compute_dtype(q), q.shape[1] // k.shape[1]
     wide_k, wide_v = (x.to(dtype).repeat_interleave(groups, 1) for x in (k, v))
     up, scores = grad_out.to(dtype), _interval_scores(q, wide_k, intervals, scale)
     p = torch.exp(scores - logsumexp.masked_fill(logsumexp == -math.inf, 0.0).unsqueeze(-1))
-    delta = (up * out.to(dtype)).sum(-1, keepdim=True)
-    by_scores = p * (up @ wide_v.transpose(2, 3) - delta) * scale
+    by_p = up @ wide_v.transpose(2, 3)
+    by_scores = p * (by_p - (p * by_p).sum(-1, keepdim=True)) * scale
 
     def of_heads(x: Tensor) -> Tensor:  # the query heads of a group add up
         return x.unflatten(1, (k.shape[1], groups)).sum(2)
