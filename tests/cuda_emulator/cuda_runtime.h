@@ -90,6 +90,14 @@ T __shfl_sync(unsigned mask, T value, int from) {
   return emulator::shuffle("__shfl_sync", mask, value, [&](int) { return from & 31; });
 }
 
+inline int __reduce_min_sync(unsigned mask, int value) {
+  for (int bits = 16; bits > 0; bits /= 2) {
+    const int other = __shfl_xor_sync(mask, value, bits);
+    value = other < value ? other : value;
+  }
+  return value;
+}
+
 template <class T, class V>
 T atomicAdd(T* target, V value) { return std::exchange(*target, static_cast<T>(*target + value)); }
 template <class T, class V>
