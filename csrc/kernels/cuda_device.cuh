@@ -127,12 +127,17 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&r)[4], const
                : "memory");
 }
 
-// Asynchronous copies of 16 aligned bytes to shared memory, zeros where not valid (then `source` is not read). What is
+// Asynchronous copies of 16 (or 4) aligned bytes to shared memory, zeros where not valid (then `source` is not read). What is
 // committed is a group; wait_copies<n> returns when all but the last n groups of this thread have landed, and
 // __syncthreads must follow before another thread reads them.
 __device__ __forceinline__ void copy_async_16(void* target, const void* source, bool valid) {
   const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(target));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(source), "r"(valid ? 16 : 0)
+               : "memory");
+}
+__device__ __forceinline__ void copy_async_4(void* target, const void* source, bool valid) {
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(target));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(address), "l"(source), "r"(valid ? 4 : 0)
                : "memory");
 }
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }

@@ -74,8 +74,17 @@ struct IntervalAttentionSplitParams {
 
 template <class T>
 cudaError_t interval_attention_cuda(const IntervalAttentionSplitParams<T>&, cudaStream_t stream);
+
+constexpr int kHullRows = 64;
+
 template <class T>
-cudaError_t interval_attention_backward_cuda(const IntervalAttentionBackwardParams<T>&, cudaStream_t stream);
+struct IntervalAttentionCudaBackwardParams {
+  IntervalAttentionBackwardParams<T> attention;
+  int32_t* hulls;  // (B or 1, ceil(S / kHullRows), 4) workspace: of the intervals of a tile of queries
+};
+
+template <class T>
+cudaError_t interval_attention_backward_cuda(const IntervalAttentionCudaBackwardParams<T>&, cudaStream_t stream);
 #endif
 
 }  // namespace pyramid::kernels

@@ -127,12 +127,14 @@ inline void load_matrices_transposed(uint32_t (&r)[4], const void* row) { load_m
 
 // asynchronous copies: the target is NaN from the moment of asking until the wait, so neither may come too early
 
-inline void copy_async_16(void* target, const void* source, bool valid) {
-  if (reinterpret_cast<uintptr_t>(target) % 16 || (valid && reinterpret_cast<uintptr_t>(source) % 16))
-    emulator::fail(emulator::name(*emulator::current) + ": cp.async: not aligned to 16 bytes");
-  std::memset(target, emulator::kNan, 16);
-  emulator::current->copies.push_back({target, valid ? source : nullptr, emulator::current->groups});
+inline void copy_async(void* target, const void* source, bool valid, int size) {
+  if (reinterpret_cast<uintptr_t>(target) % size || (valid && reinterpret_cast<uintptr_t>(source) % size))
+    emulator::fail(emulator::name(*emulator::current) + ": cp.async: not aligned to " + std::to_string(size) + " bytes");
+  std::memset(target, emulator::kNan, size);
+  emulator::current->copies.push_back({target, valid ? source : nullptr, size, emulator::current->groups});
 }
+inline void copy_async_16(void* target, const void* source, bool valid) { copy_async(target, source, valid, 16); }
+inline void copy_async_4(void* target, const void* source, bool valid) { copy_async(target, source, valid, 4); }
 inline void commit_copies() { ++emulator::current->groups; }
 template <int kLeft>
 void wait_copies() {
@@ -142,9 +144,9 @@ void wait_copies() {
     if (copy.group >= self.groups - kLeft) {
       left.push_back(copy);
     } else if (copy.source) {
-      std::memcpy(copy.target, copy.source, 16);
+      std::memcpy(copy.target, copy.source, copy.size);
     } else {
-      std::memset(copy.target, 0, 16);
+      std::memset(copy.target, 0, copy.size);
     }
   }
   self.copies = std::move(left);

@@ -37,7 +37,7 @@ constexpr unsigned char kNan = 0xff;  // NaN in all four floating types
 struct Copy {
   void* target;
   const void* source;  // null: zeros
-  int group;
+  int size, group;
 };
 
 struct Warp;
