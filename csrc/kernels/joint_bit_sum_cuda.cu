@@ -4,7 +4,7 @@
 // leaves sums by bit, which a second kernel adds up in order. No atomics: the result is the same every time.
 #include "joint_bit_sum.h"
 
-#include "convert.cuh"
+#include "cuda_device.cuh"
 
 namespace pyramid::kernels {
 namespace {
@@ -12,6 +12,8 @@ namespace {
 constexpr int kTile = kJointTile, kDepth = 16, kThreads = 256;
 constexpr int kStride = kTile + 4;  // of a line in shared memory: lines begin in different banks
 constexpr int kTileBits = 7;
+template <class C>
+constexpr size_t kShared = 2 * kDepth * kStride * sizeof(C);
 template <class C>
 constexpr int kBlocks = sizeof(C) == 4 ? 2 : 1;  // of a multiprocessor: one makes factors while the other multiplies
 
@@ -21,12 +23,12 @@ struct HalfRow {
   const C* zero;
   int64_t one, stride;  // to the probability of a bit that is set; to the next bit
 
-  __device__ C at(int64_t bit, bool set) const { return zero[bit * stride + (set ? one : 0)]; }
+  __device__ C at(int bit, bool set) const { return zero[bit * stride + (set ? one : 0)]; }
 
   // Of bits [begin, end) of a code.
-  __device__ C product(int64_t code, int64_t begin, int64_t end) const {
+  __device__ C product(int code, int begin, int end) const {
     C value = 1;
-    for (int64_t i = begin; i < end; ++i) value *= at(i, code >> i & 1);
+    for (int i = begin; i < end; ++i) value *= at(i, code >> i & 1);
     return value;
   }
 };
@@ -40,7 +42,7 @@ __device__ HalfRow<C> half_row(const JointShape& shape, const C* probabilities, 
 // 8 x 8 of the product of two factors in shared memory, each (kDepth, kStride).
 template <class C>
 __device__ void multiply(const C* rows, const C* columns, int y, int x, C (&sum)[8][8]) {
-#pragma unroll
+#pragma unroll 4
   for (int k = 0; k < kDepth; ++k) {
     C a[8], b[8];
 #pragma unroll
@@ -70,7 +72,7 @@ __global__ void joint_probabilities(JointProbabilitiesParams<T> p, int64_t padde
   for (int64_t i = 0; i < bits; ++i) {
     C zero = 0, one = 0;
     if (n < p.shape.num_rows) {
-      const C y = load_one(p.x + n * bits + i) * static_cast<C>(4 / p.temperature);
+      const C y = widen(p.x[n * bits + i]) * static_cast<C>(4 / p.temperature);
       const C t = exp(-fabs(y)), likely = 1 / (1 + t), other = t * likely;
       zero = y > 0 ? other : likely;
       one = y > 0 ? likely : other;
@@ -83,27 +85,27 @@ __global__ void joint_probabilities(JointProbabilitiesParams<T> p, int64_t padde
 // Block (tile of high codes, tile of low codes, run of rows).
 template <class C>
 __global__ void __launch_bounds__(kThreads, kBlocks<C>) joint_bit_sum(JointBitSumCudaParams<C> p) {
-  __shared__ __align__(16) C low[kDepth * kStride];
-  __shared__ __align__(16) C high[kDepth * kStride];
+  C* const low = dynamic_shared<C>();
+  C* const high = low + kDepth * kStride;
   const int thread = threadIdx.x, x = thread % 16, y = thread / 16;
-  const int64_t low_bits = p.shape.num_bits / 2, high_bits = p.shape.num_bits - low_bits;
-  const int64_t low_codes = int64_t{1} << low_bits, high_codes = int64_t{1} << high_bits;
-  const int64_t low_first = static_cast<int64_t>(blockIdx.y) * kTile, high_first = static_cast<int64_t>(blockIdx.x) * kTile;
+  const int low_bits = static_cast<int>(p.shape.num_bits) / 2, high_bits = static_cast<int>(p.shape.num_bits) - low_bits;
+  const int low_codes = 1 << low_bits, high_codes = 1 << high_bits;
+  const int low_first = blockIdx.y * kTile, high_first = blockIdx.x * kTile;
   const int64_t run = ceil_div(ceil_div(p.shape.num_rows, p.splits), int64_t{kDepth}) * kDepth;
   const int64_t begin = blockIdx.z * run, end = begin + run < p.shape.num_rows ? begin + run : p.shape.num_rows;
 
   // A thread makes 16 codes of one row of one factor: threads 0 to 127 those of the low half.
   const int line = thread % kDepth, group = thread / kDepth % 8;
   const bool makes_high = thread >= kThreads / 2;
-  const int64_t bits = makes_high ? high_bits : low_bits;
-  const int64_t code = (makes_high ? high_first : low_first) + group * 16;
+  const int bits = makes_high ? high_bits : low_bits;
+  const int code = (makes_high ? high_first : low_first) + group * 16;
   C* const made = (makes_high ? high : low) + line * kStride + group * 16;
 
   C sum[8][8] = {};
   for (int64_t first = begin; first < end; first += kDepth) {
     C table[16];
     const int64_t row = first + line;
-    const bool there = row < end && code < int64_t{1} << bits;
+    const bool there = row < end && code < 1 << bits;
     const HalfRow<C> half = half_row(p.shape, p.probabilities, makes_high, there ? row : 0);
     table[0] = there ? half.product(code, 4, bits) : C(0);
 #pragma unroll
@@ -127,14 +129,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks<C>) joint_bit_sum(JointBitSu
     multiply(low, high, y, x, sum);
   }
 
-  C* const out = p.splits > 1 ? p.partial + blockIdx.z * low_codes * high_codes : p.joint;
+  C* const out = p.splits > 1 ? p.partial + static_cast<int64_t>(blockIdx.z) * low_codes * high_codes : p.joint;
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    const int64_t a = low_first + place(y, i);
+    const int a = low_first + place(y, i);
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
-      const int64_t b = high_first + place(x, j);
-      if (a < low_codes && b < high_codes) out[a * high_codes + b] = sum[i][j];
+      const int b = high_first + place(x, j);
+      if (a < low_codes && b < high_codes) out[static_cast<int64_t>(a) * high_codes + b] = sum[i][j];
     }
   }
 }
@@ -151,14 +153,13 @@ __global__ void add_runs(JointBitSumCudaParams<C> p, int64_t codes) {
 
 // kDepth x kTile numbers of joint's gradient: line k is code other + k of the other half, column c code mine + c.
 template <class C>
-__device__ void load_grad(const C* grad, int64_t low_codes, int64_t high_codes, bool high, int64_t mine, int64_t other,
-                          C* tile) {
+__device__ void load_grad(const C* grad, int low_codes, int high_codes, bool high, int mine, int other, C* tile) {
   const int thread = threadIdx.x;
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
     // Neighbouring threads: neighbouring columns of grad (high), or rows whose 8 numbers fill a sector (low).
     const int line = high ? thread / 128 + 2 * i : thread / 128 * 8 + i, column = thread % 128;
-    const int64_t a = high ? other + line : mine + column, b = high ? mine + column : other + line;
+    const int a = high ? other + line : mine + column, b = high ? mine + column : other + line;
     tile[line * kStride + column] = a < low_codes && b < high_codes ? grad[a * high_codes + b] : C(0);
   }
 }
@@ -173,15 +174,15 @@ __device__ C add_lanes(C value) {
 
 // Block (128 rows, tile of codes: those of the low half, then those of the high half).
 template <class T>
-__global__ void __launch_bounds__(kThreads, kBlocks<compute_t<T>>) joint_bit_sum_backward(JointBitSumBackwardCudaParams<T> p, int64_t low_tiles) {
+__global__ void __launch_bounds__(kThreads, kBlocks<compute_t<T>>) joint_bit_sum_backward(JointBitSumBackwardCudaParams<T> p, int low_tiles) {
   using C = compute_t<T>;
-  __shared__ __align__(16) C table[kDepth * kStride];
-  __shared__ __align__(16) C grads[kDepth * kStride];
+  C* const table = dynamic_shared<C>();
+  C* const grads = table + kDepth * kStride;
   const int thread = threadIdx.x, x = thread % 16, y = thread / 16;
-  const int64_t low_bits = p.shape.num_bits / 2, high_bits = p.shape.num_bits - low_bits;
-  const bool high = blockIdx.y >= low_tiles;  // the half whose codes these are
-  const int64_t mine = (blockIdx.y - (high ? low_tiles : 0)) * int64_t{kTile};
-  const int64_t bits = high ? high_bits : low_bits, other_bits = high ? low_bits : high_bits;
+  const int low_bits = static_cast<int>(p.shape.num_bits) / 2, high_bits = static_cast<int>(p.shape.num_bits) - low_bits;
+  const bool high = static_cast<int>(blockIdx.y) >= low_tiles;  // the half whose codes these are
+  const int mine = (static_cast<int>(blockIdx.y) - (high ? low_tiles : 0)) * kTile;
+  const int bits = high ? high_bits : low_bits, other_bits = high ? low_bits : high_bits;
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kTile;
 
   // A thread makes 8 codes of one row of the other half's table, those with bit 3 as its own `upper`.
@@ -203,12 +204,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks<compute_t<T>>) joint_bit_sum
   }
 
   C sum[8][8] = {};  // rows, codes
-  for (int64_t code = 0; code < int64_t{1} << other_bits; code += kDepth) {
+  for (int code = 0; code < 1 << other_bits; code += kDepth) {
     const C factor = other.product(code, 4, other_bits);
     __syncthreads();  // the factors before are used up
 #pragma unroll
     for (int i = 0; i < 8; ++i) table[(i + (upper ? 8 : 0)) * kStride + row] = factor * small[i];
-    load_grad(p.grad, int64_t{1} << low_bits, int64_t{1} << high_bits, high, mine, code, grads);
+    load_grad(p.grad, 1 << low_bits, 1 << high_bits, high, mine, code, grads);
     __syncthreads();
     multiply(table, grads, y, x, sum);
   }
@@ -222,7 +223,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<compute_t<T>>) joint_bit_sum
     const HalfRow<C> own = half_row(p.shape, p.probabilities, high, counts ? n : 0);
     // By bits 0, 1 and 6 the codes of a thread differ, by 2 to 5 the threads, by the others the tiles.
     C by_code[3][2] = {};
-    const int64_t code = mine + x * 4;
+    const int code = mine + x * 4;
     C outer = own.product(code, kTileBits, bits);
     outer *= own.product(code, 2, bits < 6 ? bits : 6);
 #pragma unroll
@@ -257,18 +258,19 @@ __global__ void __launch_bounds__(kThreads, kBlocks<compute_t<T>>) joint_bit_sum
 }
 
 template <class T>
-__global__ void add_tiles(JointBitSumBackwardCudaParams<T> p, int64_t low_tiles, int64_t high_tiles) {
+__global__ void add_tiles(JointBitSumBackwardCudaParams<T> p, int low_tiles, int high_tiles) {
   using C = compute_t<T>;
   const int64_t n = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (n >= p.shape.num_rows) return;
-  const int64_t low_bits = p.shape.num_bits / 2, padded = ceil_div(p.shape.num_rows, int64_t{32}) * 32;
+  const int num_bits = static_cast<int>(p.shape.num_bits), low_bits = num_bits / 2;
+  const int64_t padded = ceil_div(p.shape.num_rows, int64_t{32}) * 32;
   const C scale = static_cast<C>(4 / p.temperature);
-  for (int64_t i = 0; i < p.shape.num_bits; ++i) {
+  for (int i = 0; i < num_bits; ++i) {
     const bool high = i >= low_bits;
-    const int64_t bit = high ? i - low_bits : i, tiles = high ? high_tiles : low_tiles;
+    const int bit = high ? i - low_bits : i, tiles = high ? high_tiles : low_tiles;
     const C* const partial = p.partial + (high ? low_tiles : 0) * kJointSums * padded + n;
     C sums[2] = {};
-    for (int64_t tile = 0; tile < tiles; ++tile) {
+    for (int tile = 0; tile < tiles; ++tile) {
       const C* const of_tile = partial + tile * kJointSums * padded;
       if (bit < kTileBits) {
         sums[0] += of_tile[2 * bit * padded];
@@ -280,8 +282,7 @@ __global__ void add_tiles(JointBitSumBackwardCudaParams<T> p, int64_t low_tiles,
       }
     }
     const HalfRow<C> own = half_row(p.shape, p.probabilities, high, n);
-    store_one(p.grad_x + n * p.shape.num_bits + i,
-              (own.at(bit, false) * sums[1] - own.at(bit, true) * sums[0]) * scale);
+    p.grad_x[n * num_bits + i] = narrow<T>((own.at(bit, false) * sums[1] - own.at(bit, true) * sums[0]) * scale);
   }
 }
 
@@ -293,8 +294,7 @@ template <class T>
 cudaError_t joint_probabilities_cuda(const JointProbabilitiesParams<T>& p, cudaStream_t stream) {
   const int64_t padded = p.shape.padded_rows();
   if (padded == 0) return cudaSuccess;
-  joint_probabilities<T><<<static_cast<unsigned>(ceil_div(padded, 128)), 128, 0, stream>>>(p, padded);
-  return cudaGetLastError();
+  return launch(joint_probabilities<T>, static_cast<unsigned>(ceil_div(padded, 128)), 128, 0, stream, p, padded);
 }
 
 template <class C>
@@ -302,24 +302,24 @@ cudaError_t joint_bit_sum_cuda(const JointBitSumCudaParams<C>& p, cudaStream_t s
   if (p.shape.num_rows == 0) return cudaSuccess;
   const dim3 grid(static_cast<unsigned>(joint_tiles(p.shape.high_codes())),
                   static_cast<unsigned>(joint_tiles(p.shape.low_codes())), static_cast<unsigned>(p.splits));
-  joint_bit_sum<C><<<grid, kThreads, 0, stream>>>(p);
-  if (p.splits > 1) {
-    const int64_t codes = p.shape.low_codes() * p.shape.high_codes(), wanted = ceil_div(codes, kThreads);
-    add_runs<C><<<static_cast<unsigned>(wanted < 65536 ? wanted : 65536), kThreads, 0, stream>>>(p, codes);
-  }
-  return cudaGetLastError();
+  const cudaError_t error = launch(joint_bit_sum<C>, grid, kThreads, kShared<C>, stream, p);
+  if (error != cudaSuccess || p.splits == 1) return error;
+  const int64_t codes = p.shape.low_codes() * p.shape.high_codes(), wanted = ceil_div(codes, kThreads);
+  return launch(add_runs<C>, static_cast<unsigned>(wanted < 65536 ? wanted : 65536), kThreads, 0, stream, p, codes);
 }
 
 template <class T>
 cudaError_t joint_bit_sum_backward_cuda(const JointBitSumBackwardCudaParams<T>& p, cudaStream_t stream) {
   if (p.shape.num_rows == 0) return cudaSuccess;
-  const int64_t low_tiles = joint_tiles(p.shape.low_codes()), high_tiles = joint_tiles(p.shape.high_codes());
+  const int low_tiles = static_cast<int>(joint_tiles(p.shape.low_codes()));
+  const int high_tiles = static_cast<int>(joint_tiles(p.shape.high_codes()));
   const dim3 grid(static_cast<unsigned>(ceil_div(p.shape.num_rows, kJointTile)),
                   static_cast<unsigned>(low_tiles + high_tiles));
-  joint_bit_sum_backward<T><<<grid, kThreads, 0, stream>>>(p, low_tiles);
+  const cudaError_t error =
+      launch(joint_bit_sum_backward<T>, grid, kThreads, kShared<compute_t<T>>, stream, p, low_tiles);
+  if (error != cudaSuccess) return error;
   const unsigned blocks = static_cast<unsigned>(ceil_div(p.shape.num_rows, 128));
-  add_tiles<T><<<blocks, 128, 0, stream>>>(p, low_tiles, high_tiles);
-  return cudaGetLastError();
+  return launch(add_tiles<T>, blocks, 128, 0, stream, p, low_tiles, high_tiles);
 }
 
 #define PYRAMID_INSTANTIATE(T)                                                                     \

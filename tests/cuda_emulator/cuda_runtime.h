@@ -23,6 +23,7 @@
 #define __forceinline__ inline
 #define __align__(bytes) __attribute__((aligned(bytes)))
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __shared__ static __attribute__((section("emulated_shared")))
 
 struct alignas(16) float4 { float x, y, z, w; };
