@@ -3,8 +3,7 @@
 // and sums, and the codes go out coalesced. One read of x, one write of codes.
 #include "bit_quantize.h"
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
+#include "cuda_device.cuh"
 
 namespace pyramid::kernels {
 namespace {
@@ -12,24 +11,6 @@ namespace {
 // 32 KiB of shared memory at most: 62 numbers pad to 63.
 template <class C>
 constexpr int kRows = sizeof(C) == 8 ? 64 : 128;
-
-__device__ float widen(float value) { return value; }
-__device__ double widen(double value) { return value; }
-__device__ float widen(BFloat16 value) { return __bfloat162float(__ushort_as_bfloat16(value.bits)); }
-__device__ float widen(Half value) { return __half2float(__ushort_as_half(value.bits)); }
-
-template <class T>
-__device__ T narrow(compute_t<T> value) {
-  return value;
-}
-template <>
-__device__ BFloat16 narrow<BFloat16>(float value) {
-  return {__bfloat16_as_ushort(__float2bfloat16_rn(value))};
-}
-template <>
-__device__ Half narrow<Half>(float value) {
-  return {__half_as_ushort(__float2half_rn(value))};
-}
 
 // H_b at a = |y|, NaN staying NaN.
 template <class C>
@@ -53,8 +34,7 @@ __device__ C entropy_slope(C y) {
 template <class T>
 __global__ void bit_quantize(BitQuantizeParams<T> p) {
   using C = compute_t<T>;
-  extern __shared__ __align__(16) unsigned char shared[];
-  C* const values = reinterpret_cast<C*>(shared);
+  C* const values = dynamic_shared<C>();
   const int num_bits = static_cast<int>(p.num_bits), stride = num_bits | 1;
   const C scale = static_cast<C>(4 / p.temperature);
 
@@ -118,15 +98,13 @@ cudaError_t bit_quantize_cuda(const BitQuantizeParams<T>& p, cudaStream_t stream
   using C = compute_t<T>;
   if (p.num_rows == 0) return cudaSuccess;
   const size_t shared = sizeof(C) * kRows<C> * (p.num_bits | 1);
-  bit_quantize<T><<<blocks(p.num_rows, kRows<C>), kRows<C>, shared, stream>>>(p);
-  return cudaGetLastError();
+  return launch(bit_quantize<T>, blocks(p.num_rows, kRows<C>), kRows<C>, shared, stream, p);
 }
 
 template <class T>
 cudaError_t bit_quantize_backward_cuda(const BitQuantizeBackwardParams<T>& p, cudaStream_t stream) {
   if (p.num_rows == 0) return cudaSuccess;
-  bit_quantize_backward<T><<<blocks(p.num_rows * p.num_bits, 256), 256, 0, stream>>>(p);
-  return cudaGetLastError();
+  return launch(bit_quantize_backward<T>, blocks(p.num_rows * p.num_bits, 256), 256, 0, stream, p);
 }
 
 #define PYRAMID_INSTANTIATE(T)                                                          \

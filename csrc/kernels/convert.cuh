@@ -1,22 +1,9 @@
-// Numbers from and to memory of any element type, and up to 16 bytes of them at once.
+// Up to 16 bytes of adjacent numbers at once, from and to memory of any element type.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
-#include "types.h"
+#include "cuda_device.cuh"
 
 namespace pyramid::kernels {
-
-__device__ inline float load_one(const float* p) { return *p; }
-__device__ inline double load_one(const double* p) { return *p; }
-__device__ inline float load_one(const BFloat16* p) { return __bfloat162float(__ushort_as_bfloat16(p->bits)); }
-__device__ inline float load_one(const Half* p) { return __half2float(__ushort_as_half(p->bits)); }
-
-__device__ inline void store_one(float* p, float value) { *p = value; }
-__device__ inline void store_one(double* p, double value) { *p = value; }
-__device__ inline void store_one(BFloat16* p, float value) { p->bits = __bfloat16_as_ushort(__float2bfloat16_rn(value)); }
-__device__ inline void store_one(Half* p, float value) { p->bits = __half_as_ushort(__float2half_rn(value)); }
 
 template <class T, int V>
 struct alignas(sizeof(T) * V) Pack {
@@ -28,14 +15,14 @@ template <int V, class T>
 __device__ void load_pack(const T* p, compute_t<T> (&wide)[V]) {
   const Pack<T, V> pack = *reinterpret_cast<const Pack<T, V>*>(p);
 #pragma unroll
-  for (int v = 0; v < V; ++v) wide[v] = load_one(pack.values + v);
+  for (int v = 0; v < V; ++v) wide[v] = widen(pack.values[v]);
 }
 
 template <int V, class T>
 __device__ void store_pack(T* p, const compute_t<T> (&wide)[V]) {
   Pack<T, V> pack;
 #pragma unroll
-  for (int v = 0; v < V; ++v) store_one(pack.values + v, wide[v]);
+  for (int v = 0; v < V; ++v) pack.values[v] = narrow<T>(wide[v]);
   *reinterpret_cast<Pack<T, V>*>(p) = pack;
 }
 

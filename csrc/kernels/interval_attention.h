@@ -69,10 +69,30 @@ PYRAMID_PER_ISA(template <class T> bool interval_attention_backward_tasks(const 
                                                                           int64_t begin, int64_t end))
 
 #if PYRAMID_WITH_CUDA
+// With few queries (decoding) the keys are cut into slices of a fixed size, one a block, and the slices' results are put
+// together by a second kernel. The cuts depend on S, Skv and H / Hkv only, so no result depends on the batch.
+int64_t interval_attention_slices(const IntervalAttentionShape&);  // 1: the workspace is not used
+
 template <class T>
-cudaError_t interval_attention_cuda(const IntervalAttentionParams<T>&, cudaStream_t stream);
+struct IntervalAttentionSplitParams {
+  IntervalAttentionParams<T> attention;
+  compute_t<T>* partial_out;        // (slices, B, H, S, Dv) workspace
+  compute_t<T>* partial_logsumexp;  // (slices, B, H, S) workspace
+};
+
 template <class T>
-cudaError_t interval_attention_backward_cuda(const IntervalAttentionBackwardParams<T>&, cudaStream_t stream);
+cudaError_t interval_attention_cuda(const IntervalAttentionSplitParams<T>&, cudaStream_t stream);
+
+constexpr int kHullRows = 64;
+
+template <class T>
+struct IntervalAttentionCudaBackwardParams {
+  IntervalAttentionBackwardParams<T> attention;
+  int32_t* hulls;  // (B or 1, ceil(S / kHullRows), 4) workspace: of the intervals of a tile of queries
+};
+
+template <class T>
+cudaError_t interval_attention_backward_cuda(const IntervalAttentionCudaBackwardParams<T>&, cudaStream_t stream);
 #endif
 
 }  // namespace pyramid::kernels

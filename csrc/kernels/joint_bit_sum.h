@@ -83,4 +83,46 @@ PYRAMID_PER_ISA(template <class T> void joint_panels(const JointBitSumBackwardPa
 PYRAMID_PER_ISA(template <class T> void joint_bit_sum_backward_rows(const JointBitSumBackwardParams<T>&, int64_t begin,
                                                                     int64_t end))
 
+#if PYRAMID_WITH_CUDA
+// A block has a tile of kJointTile x kJointTile codes (forward), or of codes x rows (backward).
+constexpr int64_t kJointTile = 128;
+constexpr int64_t kJointSums = 15;  // with and without each of the 7 bits that vary in a tile, and in all
+
+inline int64_t joint_tiles(int64_t codes) { return ceil_div(codes, kJointTile); }
+
+// Into how many runs the rows are cut, so that small products fill the device too; by the shape alone.
+inline int64_t joint_splits(const JointShape& shape) {
+  const int64_t tiles = joint_tiles(shape.low_codes()) * joint_tiles(shape.high_codes());
+  const int64_t wanted = ceil_div(int64_t{264}, tiles), most = ceil_div(shape.num_rows, kJointTile);
+  return wanted < most ? wanted : most;
+}
+
+template <class C>
+struct JointBitSumCudaParams {
+  JointShape shape;
+  const C* probabilities;  // (2, d, padded N)
+  int64_t splits;
+  C* partial;  // (splits, 2^low, 2^high) workspace, added up in order; unused for one split
+  C* joint;    // (2^low, 2^high) out
+};
+
+template <class T>
+struct JointBitSumBackwardCudaParams {
+  using C = compute_t<T>;
+  JointShape shape;
+  double temperature;
+  const C* probabilities;  // (2, d, padded N)
+  const C* grad;           // (2^low, 2^high)
+  C* partial;              // (tiles of low, then of high codes; kJointSums, padded N) workspace
+  T* grad_x;               // (N, d) out
+};
+
+template <class T>
+cudaError_t joint_probabilities_cuda(const JointProbabilitiesParams<T>&, cudaStream_t stream);
+template <class C>
+cudaError_t joint_bit_sum_cuda(const JointBitSumCudaParams<C>&, cudaStream_t stream);
+template <class T>
+cudaError_t joint_bit_sum_backward_cuda(const JointBitSumBackwardCudaParams<T>&, cudaStream_t stream);
+#endif
+
 }  // namespace pyramid::kernels

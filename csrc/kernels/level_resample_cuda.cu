@@ -89,7 +89,7 @@ __global__ void level_resample(const __grid_constant__ LevelResampleParams<T> p,
 template <int V, class T>
 __global__ void level_resample_shared(const __grid_constant__ LevelResampleParams<T> p, uint32_t items) {
   using C = compute_t<T>;
-  __shared__ C partial[kThreads][V];
+  C* const partial = dynamic_shared<C>();  // (kThreads, V)
   for (uint32_t first = blockIdx.x * blockDim.x; first < items; first += gridDim.x * blockDim.x) {
     const uint32_t i = first + threadIdx.x;
     const Place place = place_of<V>(i < items ? i : first, p.out.grid, p.channels, p.channels_last);
@@ -103,14 +103,14 @@ __global__ void level_resample_shared(const __grid_constant__ LevelResampleParam
       const uint32_t w = cell % width, h = cell / width % height, t = cell / width / height;
       add_source(p, windows, x, windows.axis[0].begin + t, windows.axis[1].begin + h, windows.axis[2].begin + w, sum);
     }
-    C* const mine = partial[threadIdx.y * blockDim.x + threadIdx.x];
+    C* const mine = partial + (threadIdx.y * blockDim.x + threadIdx.x) * V;
 #pragma unroll
     for (int v = 0; v < V; ++v) mine[v] = sum[v];
     for (uint32_t half = blockDim.y / 2; half > 0; half /= 2) {
       __syncthreads();
       if (threadIdx.y < half) {
 #pragma unroll
-        for (int v = 0; v < V; ++v) mine[v] += partial[(threadIdx.y + half) * blockDim.x + threadIdx.x][v];
+        for (int v = 0; v < V; ++v) mine[v] += mine[half * blockDim.x * V + v];
       }
     }
     if (threadIdx.y == 0 && i < items) {
@@ -133,18 +133,18 @@ unsigned blocks(int64_t count, int64_t per_block) {
 }
 
 template <int V, class T>
-void launch(const LevelResampleParams<T>& p, cudaStream_t stream) {
+cudaError_t launch_packs(const LevelResampleParams<T>& p, cudaStream_t stream) {
   const int64_t cells = p.out.grid[0] * p.out.grid[1] * p.out.grid[2];
   const int64_t numbers = p.batch * cells * p.channels, items = numbers / V;
   const int64_t window = p.x.grid[0] * p.x.grid[1] * p.x.grid[2] / cells;
   if (numbers < kFewNumbers && window >= kLargeWindow) {  // the same for both orders of memory, so that the sums are
     const dim3 shape(kAcross, kThreads / kAcross);
-    level_resample_shared<V><<<blocks(items, kAcross), shape, 0, stream>>>(p, static_cast<uint32_t>(items));
-  } else if (items < (int64_t{1} << 31)) {
-    level_resample<V><<<blocks(items, kThreads), kThreads, 0, stream>>>(p, static_cast<uint32_t>(items));
-  } else {
-    level_resample<V><<<blocks(items, kThreads), kThreads, 0, stream>>>(p, static_cast<uint64_t>(items));
+    const size_t shared = kThreads * V * sizeof(compute_t<T>);
+    return launch(level_resample_shared<V, T>, blocks(items, kAcross), shape, shared, stream, p, items);
   }
+  if (items < (int64_t{1} << 31))
+    return launch(level_resample<V, uint32_t, T>, blocks(items, kThreads), kThreads, 0, stream, p, items);
+  return launch(level_resample<V, uint64_t, T>, blocks(items, kThreads), kThreads, 0, stream, p, items);
 }
 
 }  // namespace
@@ -155,11 +155,9 @@ template <class T>
 cudaError_t level_resample_cuda(const LevelResampleParams<T>& p, cudaStream_t stream) {
   if (p.batch * p.channels == 0) return cudaSuccess;
   constexpr int V = kPack<T>;
-  if (p.channels_last && p.channels % V == 0 && fits<V>(p.x.data, p.x.stride) && fits<V>(p.out.data, p.out.stride))
-    launch<V>(p, stream);
-  else
-    launch<1>(p, stream);
-  return cudaGetLastError();
+  const bool packs = p.channels_last && p.channels % V == 0 && fits<V>(p.x.data, p.x.stride) &&
+                     fits<V>(p.out.data, p.out.stride);
+  return packs ? launch_packs<V>(p, stream) : launch_packs<1>(p, stream);
 }
 
 #define PYRAMID_INSTANTIATE(T) template cudaError_t level_resample_cuda<T>(const LevelResampleParams<T>&, cudaStream_t);

@@ -24,14 +24,12 @@ __global__ void pyramid_sum(const __grid_constant__ PyramidSumParams<T> p, I ite
 }
 
 template <int V, class T>
-void launch(const PyramidSumParams<T>& p, cudaStream_t stream) {
+cudaError_t launch_packs(const PyramidSumParams<T>& p, cudaStream_t stream) {
   const int64_t items = p.batch * p.channels / V * p.out.grid[0] * p.out.grid[1] * p.out.grid[2];
   const int64_t wanted = ceil_div(items, kThreads);
   const unsigned blocks = static_cast<unsigned>(wanted < (1 << 16) ? wanted : 1 << 16);
-  if (items < (int64_t{1} << 31))
-    pyramid_sum<V><<<blocks, kThreads, 0, stream>>>(p, static_cast<uint32_t>(items));
-  else
-    pyramid_sum<V><<<blocks, kThreads, 0, stream>>>(p, static_cast<uint64_t>(items));
+  if (items < (int64_t{1} << 31)) return launch(pyramid_sum<V, uint32_t, T>, blocks, kThreads, 0, stream, p, items);
+  return launch(pyramid_sum<V, uint64_t, T>, blocks, kThreads, 0, stream, p, items);
 }
 
 }  // namespace
@@ -45,8 +43,7 @@ cudaError_t pyramid_sum_cuda(const PyramidSumParams<T>& p, cudaStream_t stream) 
   bool packs = p.channels_last && p.channels % V == 0 && fits<V>(p.out.data, p.out.stride);
   for (int64_t level = 0; level < p.num_levels; ++level)
     packs = packs && fits<V>(p.levels[level].data, p.levels[level].stride);
-  packs ? launch<V>(p, stream) : launch<1>(p, stream);
-  return cudaGetLastError();
+  return packs ? launch_packs<V>(p, stream) : launch_packs<1>(p, stream);
 }
 
 #define PYRAMID_INSTANTIATE(T) template cudaError_t pyramid_sum_cuda<T>(const PyramidSumParams<T>&, cudaStream_t);
