@@ -13,7 +13,9 @@ constexpr int kTile = kJointTile, kDepth = 16, kThreads = 256;
 constexpr int kStride = kTile + 4;  // of a line in shared memory: lines begin in different banks
 constexpr int kTileBits = 7;
 template <class C>
-constexpr size_t kShared = 2 * kDepth * kStride * sizeof(C);
+constexpr size_t kShared = 2 * kDepth * kStride * sizeof(C);  // the two factors
+template <class C>
+constexpr size_t kSharedBackward = kShared<C> + kDepth * kTile * sizeof(C);
 template <class C>
 constexpr int kBlocks = sizeof(C) == 4 ? 2 : 1;  // of a multiprocessor: one makes factors while the other multiplies
 
@@ -185,10 +187,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks<compute_t<T>>) joint_bit_sum
   const int bits = high ? high_bits : low_bits, other_bits = high ? low_bits : high_bits;
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kTile;
 
-  // A thread makes 8 codes of one row of the other half's table, those with bit 3 as its own `upper`.
+  // A thread makes 8 codes of one row of the other half's table, those with bit 3 as its own `upper`; what their first
+  // bits give stays in its own places of shared memory.
   const int row = thread % kTile;
   const bool upper = thread >= kTile, there = first + row < p.shape.num_rows;
   const HalfRow<C> other = half_row(p.shape, p.probabilities, !high, there ? first + row : 0);
+  C* const first_bits = grads + kDepth * kStride + (upper ? 8 * kTile : 0) + row;  // (8, kTile)
   C small[8];
   small[0] = !there ? C(0) : other_bits > 3 ? other.at(3, upper) : upper ? C(0) : C(1);
 #pragma unroll
@@ -203,12 +207,15 @@ __global__ void __launch_bounds__(kThreads, kBlocks<compute_t<T>>) joint_bit_sum
     }
   }
 
+#pragma unroll
+  for (int i = 0; i < 8; ++i) first_bits[i * kTile] = small[i];
+
   C sum[8][8] = {};  // rows, codes
   for (int code = 0; code < 1 << other_bits; code += kDepth) {
     const C factor = other.product(code, 4, other_bits);
     __syncthreads();  // the factors before are used up
 #pragma unroll
-    for (int i = 0; i < 8; ++i) table[(i + (upper ? 8 : 0)) * kStride + row] = factor * small[i];
+    for (int i = 0; i < 8; ++i) table[(i + (upper ? 8 : 0)) * kStride + row] = factor * first_bits[i * kTile];
     load_grad(p.grad, 1 << low_bits, 1 << high_bits, high, mine, code, grads);
     __syncthreads();
     multiply(table, grads, y, x, sum);
@@ -316,7 +323,7 @@ cudaError_t joint_bit_sum_backward_cuda(const JointBitSumBackwardCudaParams<T>& 
   const dim3 grid(static_cast<unsigned>(ceil_div(p.shape.num_rows, kJointTile)),
                   static_cast<unsigned>(low_tiles + high_tiles));
   const cudaError_t error =
-      launch(joint_bit_sum_backward<T>, grid, kThreads, kShared<compute_t<T>>, stream, p, low_tiles);
+      launch(joint_bit_sum_backward<T>, grid, kThreads, kSharedBackward<compute_t<T>>, stream, p, low_tiles);
   if (error != cudaSuccess) return error;
   const unsigned blocks = static_cast<unsigned>(ceil_div(p.shape.num_rows, 128));
   return launch(add_tiles<T>, blocks, 128, 0, stream, p, low_tiles, high_tiles);
