@@ -21,7 +21,8 @@ def interval_attention(q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale
     """Attention in which each query sees the keys [a, b) and [c, d): causal, prefix, block, window and packed in one.
 
     Args:
-        q: (B, H, S, D) float32, float64, bfloat16 or float16, any strides. Sums are in float32 (float64 for float64).
+        q: (B, H, S, D) float32, float64, bfloat16 or float16, any strides; under autocast its dtype. Sums are in
+            float32 (float64 for float64).
         k, v: (B, Hkv, Skv, D) and (B, Hkv, Skv, Dv), same dtype and device, H a multiple of Hkv (grouped heads). S and
             Skv may differ: a cache is k and v with more keys than there are queries.
         intervals: (B or 1, S, 4) integers a, b, c, d with 0 <= a <= b <= Skv and 0 <= c <= d <= Skv, on q's device.
@@ -36,6 +37,14 @@ def interval_attention(q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale
         ValueError: shapes that don't fit, two devices, intervals that are out of order or out of range (on CUDA a
             device-side assertion, so as not to wait). TypeError: dtypes.
     """
+    device = q.device.type
+    if torch.is_autocast_enabled(device) and q.dtype in FLOATS and q.dtype != torch.float64:
+        # The result has the dtype of autocast, as that of scaled_dot_product_attention. The CPU computes in float32
+        # whatever comes, so there nothing is rounded before it has to be.
+        dtype = torch.get_autocast_dtype(device)
+        inside = torch.float32 if device == "cpu" else dtype
+        with torch.autocast(device, enabled=False):
+            return interval_attention(q.to(inside), k.to(inside), v.to(inside), intervals, scale).to(dtype)
     _check(q, k, v, intervals)
     scale = 1 / math.sqrt(q.shape[3]) if scale is None else float(scale)
     if not _library.use_native(q):
