@@ -225,8 +225,8 @@ def interval_logsumexp(q: Tensor, k: Tensor, intervals: Tensor, scale: float) ->
 def interval_attention_backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, out: Tensor, logsumexp: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v from grad_out (B, H, S, Dv) and what the forward gave: logsumexp (B, H, S), and out (B, H, S,
-    Dv), which is not needed here: out . grad_out, taken from it elsewhere, is the sum of p by_p."""
+    """Gradients of q, k and v from grad_out (B, H, S, Dv) and what the forward gave: logsumexp (B, H, S), and out
+    (B, H, S, Dv), which is not needed here: out . grad_out, taken from it elsewhere, is the sum of p by_p."""
     dtype, groups = _compute_dtype(q), q.shape[1] // k.shape[1]
     wide_k, wide_v = (x.to(dtype).repeat_interleave(groups, 1) for x in (k, v))
     up, scores = grad_out.to(dtype), _interval_scores(q, wide_k, intervals, scale)
