@@ -62,24 +62,6 @@ __global__ void __launch_bounds__(kThreads) row_deltas(IntervalAttentionBackward
   if (threadIdx.x % kLanes == 0) p.delta[row] = sum;
 }
 
-__global__ void __launch_bounds__(kThreads)
-tile_hulls(const int32_t* intervals, int64_t num_queries, int64_t num_tiles, int64_t num_sets, int32_t* hulls) {
-  const int64_t tile = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kLanes;
-  if (tile >= num_tiles * num_sets) return;
-  const int64_t set = tile / num_tiles, first = tile % num_tiles * kHullRows;
-  Span hull{kNoBlock, 0, kNoBlock, 0};
-  for (int64_t row = first + threadIdx.x % kLanes; row < first + kHullRows && row < num_queries; row += kLanes) {
-    const Span s = read_span(intervals + (set * num_queries + row) * 4);
-    if (s.a < s.b) hull.a = min(hull.a, s.a), hull.b = max(hull.b, s.b);
-    if (s.c < s.d) hull.c = min(hull.c, s.c), hull.d = max(hull.d, s.d);
-  }
-  hull.a = __reduce_min_sync(kAllLanes, hull.a);
-  hull.b = -__reduce_min_sync(kAllLanes, -hull.b);
-  hull.c = __reduce_min_sync(kAllLanes, hull.c);
-  hull.d = -__reduce_min_sync(kAllLanes, -hull.d);
-  if (threadIdx.x % kLanes == 0) *reinterpret_cast<Span*>(hulls + tile * 4) = hull;
-}
-
 template <class P>
 __global__ void __launch_bounds__(kThreads) gradients(Arguments<typename P::T> x) {
   using T = typename P::T;
@@ -327,14 +309,7 @@ cudaError_t start_both(const IntervalAttentionCudaBackwardParams<T>& p, cudaStre
 template <class T>
 cudaError_t start_tiles(const IntervalAttentionCudaBackwardParams<T>& p, cudaStream_t stream) {
   const IntervalAttentionShape& shape = p.attention.shape;
-  const int64_t num_sets = shape.interval_batch == 0 ? 1 : shape.batch, tiles = ceil_div(shape.num_queries, kHullRows);
-  const int64_t blocks = ceil_div(num_sets * tiles, kWarps), dim = max(shape.dim, shape.value_dim);
-  if (blocks > 0x7fffffff) return cudaErrorInvalidConfiguration;
-  if (blocks > 0) {
-    const cudaError_t error = launch(tile_hulls, static_cast<unsigned>(blocks), kThreads, 0, stream, p.attention.intervals,
-                                     shape.num_queries, tiles, num_sets, p.hulls);
-    if (error != cudaSuccess) return error;
-  }
+  const int64_t dim = max(shape.dim, shape.value_dim);
   if (dim <= 32) return start_both<T, 32, 2, 2>(p, stream);
   if (dim <= 64) return start_both<T, 64, 2, 1>(p, stream);
   if (dim <= 96) return start_both<T, 96, 1, 1>(p, stream);
