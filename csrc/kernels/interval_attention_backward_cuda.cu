@@ -91,22 +91,16 @@ __global__ void __launch_bounds__(kThreads) gradients(Arguments<typename P::T> x
 
   // Rows [first, first + kRows) of the two inputs of the queries of `head`, or of those of the keys, on their way.
   const auto load_queries = [&]<int kRows>(T* tile, int64_t head, int first) {
-    const T* const q = p.q + batch * shape.q.batch + head * shape.q.head;
-    const T* const grad = p.grad_out + (batch * shape.heads + head) * shape.num_queries * shape.value_dim;
-    load_tile<kRows, P::kDim, kThreads>(tile, dim, x.q_vectors, [&](int row) -> const T* {
-      return first + row < num_queries ? q + (first + row) * shape.q.row : nullptr;
-    });
-    load_tile<kRows, P::kDim, kThreads>(tile + kRows * kPitch<P::kDim>, value_dim, x.grad_vectors, [&](int row) -> const T* {
-      return first + row < num_queries ? grad + static_cast<int64_t>(first + row) * value_dim : nullptr;
-    });
+    const T* const q = p.q + batch * shape.q.batch + head * shape.q.head + first * shape.q.row;
+    const T* const grad = p.grad_out + ((batch * shape.heads + head) * shape.num_queries + first) * shape.value_dim;
+    load_tile<kRows, P::kDim, kThreads>(tile, q, shape.q.row, num_queries - first, dim, x.q_vectors);
+    load_tile<kRows, P::kDim, kThreads>(tile + kRows * kPitch<P::kDim>, grad, shape.value_dim, num_queries - first,
+                                        value_dim, x.grad_vectors);
   };
   const auto load_keys = [&]<int kRows>(T* tile, int first) {
-    load_tile<kRows, P::kDim, kThreads>(tile, dim, x.k_vectors, [&](int row) -> const T* {
-      return first + row < num_keys ? k + (first + row) * shape.k.row : nullptr;
-    });
-    load_tile<kRows, P::kDim, kThreads>(tile + kRows * kPitch<P::kDim>, value_dim, x.v_vectors, [&](int row) -> const T* {
-      return first + row < num_keys ? v + (first + row) * shape.v.row : nullptr;
-    });
+    load_tile<kRows, P::kDim, kThreads>(tile, k + first * shape.k.row, shape.k.row, num_keys - first, dim, x.k_vectors);
+    load_tile<kRows, P::kDim, kThreads>(tile + kRows * kPitch<P::kDim>, v + first * shape.v.row, shape.v.row,
+                                        num_keys - first, value_dim, x.v_vectors);
   };
   // Span, logsumexp and delta of queries; where there is none: sees nothing, zeros.
   const auto load_rows = [&](int at, int64_t head, int first, int count) {
