@@ -117,8 +117,7 @@ __global__ void __launch_bounds__(kThreads, P::kBlocks) gradients(Arguments<type
       const bool valid = first + i < num_queries;
       copy_async_4(logsumexps + at + i, p.logsumexp + row + i, valid);
       if (P::kOf != Of::deltas) copy_async_4(deltas + at + i, p.delta + row + i, valid);
-      for (int part = 0; part < 4; ++part)
-        copy_async_4(&spans[at + i].a + part, intervals + (static_cast<int64_t>(first) + i) * 4 + part, valid);
+      copy_async_16(spans + at + i, intervals + (static_cast<int64_t>(first) + i) * 4, valid);
     }
   };
 
@@ -158,7 +157,7 @@ __global__ void __launch_bounds__(kThreads, P::kBlocks) gradients(Arguments<type
     }
     commit_copies();
   };
-  const int first_block_seen = next_block_of(0);
+  const int first_block_seen = together > 0 ? next_block_of(0) : kNoBlock;  // no query heads: zeros
   int block = first_block_seen, stage = 0;
   int head = kv_head * together;
   if (block != kNoBlock) load_stage(0, head, block);
@@ -220,27 +219,37 @@ __global__ void __launch_bounds__(kThreads, P::kBlocks) gradients(Arguments<type
           mma<T>(dp[i][1], own_2[i][d], b[2], b[3]);
         }
       }
-      const bool whole = all >> c & 1;
+      // One after the other: what a pair's query has (span, logsumexp, delta) is not kept for all three.
+      const auto query_of = [&](int i, int n, int r) {  // in shared memory
+        return rows_at + (P::kOwnKeys ? c * 16 + n * 8 + result_column(r) : i * 16 + result_row(r));
+      };
+      const auto each_pair = [&](const auto& function) {
 #pragma unroll
-      for (int i = 0; i < P::kOwnTiles; ++i) {
+        for (int i = 0; i < P::kOwnTiles; ++i) {
 #pragma unroll
-        for (int n = 0; n < 2; ++n) {
+          for (int n = 0; n < 2; ++n) {
 #pragma unroll
-          for (int r = 0; r < 4; ++r) {
-            const int own = i * 16 + result_row(r), other = c * 16 + n * 8 + result_column(r);
-            const int query = rows_at + (P::kOwnKeys ? other : own);  // in shared memory
-            const int key = P::kOwnKeys ? first_own + warp_row + own : first_other + other;
-            float share = fast_exp2(fmaf(s[i][n][r], scale, logsumexps[query] * -kLog2E));
-            if (!whole && !sees(spans[query], key)) share = 0;
-            s[i][n][r] = share;
-            if constexpr (P::kOf == Of::deltas) {
-              delta[i][r / 2] += share * dp[i][n][r];
-            } else {
-              dp[i][n][r] = share * (dp[i][n][r] - deltas[query]);
-            }
+            for (int r = 0; r < 4; ++r) function(i, n, r);
           }
         }
+      };
+      each_pair([&](int i, int n, int r) {
+        s[i][n][r] = fast_exp2(fmaf(s[i][n][r], scale, logsumexps[query_of(i, n, r)] * -kLog2E));
+      });
+      if (!(all >> c & 1)) {
+        each_pair([&](int i, int n, int r) {
+          const int key = P::kOwnKeys ? first_own + warp_row + i * 16 + result_row(r)
+                                      : first_other + c * 16 + n * 8 + result_column(r);
+          if (!sees(spans[query_of(i, n, r)], key)) s[i][n][r] = 0;
+        });
       }
+      each_pair([&](int i, int n, int r) {
+        if constexpr (P::kOf == Of::deltas) {
+          delta[i][r / 2] += s[i][n][r] * dp[i][n][r];
+        } else {
+          dp[i][n][r] = s[i][n][r] * (dp[i][n][r] - deltas[query_of(i, n, r)]);
+        }
+      });
       if constexpr (P::kOf == Of::deltas) continue;
       uint32_t p_left[P::kOwnTiles][4], ds_left[P::kOwnTiles][4];
 #pragma unroll
@@ -343,6 +352,7 @@ cudaError_t start_tiles(const IntervalAttentionCudaBackwardParams<T>& p, cudaStr
 template <class T>
 cudaError_t interval_attention_backward_cuda(const IntervalAttentionCudaBackwardParams<T>& p, cudaStream_t stream) {
   const IntervalAttentionShape& shape = p.attention.shape;
+  if (shape.batch == 0) return cudaSuccess;
   if (shape.num_queries > kMostRows || shape.num_keys > kMostRows) return cudaErrorInvalidValue;
   if constexpr (sizeof(T) == 2) {
     if (max(shape.dim, shape.value_dim) <= kMostTensorDim) return start_tiles(p, stream);

@@ -27,6 +27,8 @@ T* dynamic_shared() {
   return reinterpret_cast<T*>(emulator::dynamic_memory);
 }
 
+inline int fresh_thread() { return static_cast<int>(threadIdx.x); }
+
 inline void device_assert(bool good, const char* text) {
   if (!good) emulator::fail(emulator::name(*emulator::current) + ": " + text);
 }
