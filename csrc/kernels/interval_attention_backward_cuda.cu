@@ -15,6 +15,10 @@
 //   s = own_1 other_1^T    dp = own_2 other_2^T    p = exp(s - logsumexp)    ds = p (dp - delta)
 //   deltas: delta += sum p dp    queries: grad_1 += ds other_1    keys: grad_1 += ds other_1, grad_2 += p other_2
 // where with keys s, dp, p, ds are the transposed of what they are with queries.
+//
+// What bounds it: shared memory. Where a warp owns 16 rows, a fragment (4 cycles) feeds two products, 4 cycles of the tensor
+// cores of sm_80 and 2 of the peak of sm_90; 32 rows, where the sums leave registers for them, halve that. All row numbers
+// that a tile needs come with it, and no global address is kept across the loop.
 #include "interval_attention_cuda.cuh"
 
 namespace pyramid::kernels {
@@ -250,28 +254,29 @@ __global__ void __launch_bounds__(kThreads, P::kBlocks) gradients(Arguments<type
           dp[i][n][r] = s[i][n][r] * (dp[i][n][r] - deltas[query_of(i, n, r)]);
         }
       });
-      if constexpr (P::kOf == Of::deltas) continue;
-      uint32_t p_left[P::kOwnTiles][4], ds_left[P::kOwnTiles][4];
-#pragma unroll
-      for (int i = 0; i < P::kOwnTiles; ++i) {
-        if constexpr (P::kOwnKeys) as_left<T>(p_left[i], s[i][0], s[i][1]);
-        as_left<T>(ds_left[i], dp[i][0], dp[i][1]);
-      }
-#pragma unroll
-      for (int e = 0; e < kSteps; ++e) {
-        uint32_t b[4];
-        load_right_plain<P::kDim>(b, other_1, c * 16, e * 16);
+      if constexpr (P::kOf != Of::deltas) {
+        uint32_t p_left[P::kOwnTiles][4], ds_left[P::kOwnTiles][4];
 #pragma unroll
         for (int i = 0; i < P::kOwnTiles; ++i) {
-          mma<T>(grad_1[i][2 * e], ds_left[i], b[0], b[1]);
-          mma<T>(grad_1[i][2 * e + 1], ds_left[i], b[2], b[3]);
+          if constexpr (P::kOwnKeys) as_left<T>(p_left[i], s[i][0], s[i][1]);
+          as_left<T>(ds_left[i], dp[i][0], dp[i][1]);
         }
-        if constexpr (P::kOwnKeys) {
-          load_right_plain<P::kDim>(b, other_2, c * 16, e * 16);
+#pragma unroll
+        for (int e = 0; e < kSteps; ++e) {
+          uint32_t b[4];
+          load_right_plain<P::kDim>(b, other_1, c * 16, e * 16);
 #pragma unroll
           for (int i = 0; i < P::kOwnTiles; ++i) {
-            mma<T>(grad_2[i][2 * e], p_left[i], b[0], b[1]);
-            mma<T>(grad_2[i][2 * e + 1], p_left[i], b[2], b[3]);
+            mma<T>(grad_1[i][2 * e], ds_left[i], b[0], b[1]);
+            mma<T>(grad_1[i][2 * e + 1], ds_left[i], b[2], b[3]);
+          }
+          if constexpr (P::kOwnKeys) {
+            load_right_plain<P::kDim>(b, other_2, c * 16, e * 16);
+#pragma unroll
+            for (int i = 0; i < P::kOwnTiles; ++i) {
+              mma<T>(grad_2[i][2 * e], p_left[i], b[0], b[1]);
+              mma<T>(grad_2[i][2 * e + 1], p_left[i], b[2], b[3]);
+            }
           }
         }
       }
@@ -292,24 +297,24 @@ __global__ void __launch_bounds__(kThreads, P::kBlocks) gradients(Arguments<type
         if (own < num_queries && threadIdx.x % 4 == 0) p.delta[(batch * own_heads + own_head) * num_queries + own] = sum;
       }
     }
-    return;
-  }
-  const float factor = static_cast<float>(shape.scale);
-  const int num_own = P::kOwnKeys ? num_keys : num_queries;
-  T* const to_1 = P::kOwnKeys ? p.grad_k : p.grad_q;
+  } else {
+    const float factor = static_cast<float>(shape.scale);
+    const int num_own = P::kOwnKeys ? num_keys : num_queries;
+    T* const to_1 = P::kOwnKeys ? p.grad_k : p.grad_q;
 #pragma unroll
-  for (int i = 0; i < P::kOwnTiles; ++i) {
+    for (int i = 0; i < P::kOwnTiles; ++i) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int own = first_own + warp_row + i * 16 + result_row(2 * half);
-      if (own >= num_own) continue;
-      const int64_t row = (batch * own_heads + own_head) * num_own + own;
+      for (int half = 0; half < 2; ++half) {
+        const int own = first_own + warp_row + i * 16 + result_row(2 * half);
+        if (own >= num_own) continue;
+        const int64_t row = (batch * own_heads + own_head) * num_own + own;
 #pragma unroll
-      for (int e = 0; e < kColumns; ++e) {
-        const int column = e * 8 + result_column(0);
-        store_pair(to_1 + row * dim, column, dim, grad_1[i][e][2 * half] * factor, grad_1[i][e][2 * half + 1] * factor);
-        if constexpr (P::kOwnKeys)
-          store_pair(p.grad_v + row * value_dim, column, value_dim, grad_2[i][e][2 * half], grad_2[i][e][2 * half + 1]);
+        for (int e = 0; e < kColumns; ++e) {
+          const int column = e * 8 + result_column(0);
+          store_pair(to_1 + row * dim, column, dim, grad_1[i][e][2 * half] * factor, grad_1[i][e][2 * half + 1] * factor);
+          if constexpr (P::kOwnKeys)
+            store_pair(p.grad_v + row * value_dim, column, value_dim, grad_2[i][e][2 * half], grad_2[i][e][2 * half + 1]);
+        }
       }
     }
   }

@@ -97,7 +97,8 @@ template <int kRows, int kDim, int kThreads, class T>
 __device__ __forceinline__ void load_tile(T* tile, const T* first, int64_t stride, int num_rows, int dim, bool vectors) {
   constexpr int kChunks = kDim / 8, kStep = kThreads / kChunks;
   if (!vectors) {
-    load_rows<kRows, kDim, kThreads>(tile, dim, false, [&](int row) { return row < num_rows ? first + row * stride : nullptr; });
+    const auto row_of = [&](int row) { return row < num_rows ? first + row * stride : nullptr; };
+    load_rows<kRows, kDim, kThreads>(tile, dim, false, row_of);
     return;
   }
   const int thread = fresh_thread(), column = thread % kChunks * 8, begin = thread / kChunks;

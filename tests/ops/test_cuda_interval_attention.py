@@ -1,5 +1,4 @@
-"""What is special to interval_attention on CUDA, on the host: sizes and strides at random, slices of a cache, what is not
-seen, softmax that is nearly one key, bad intervals."""
+"""What is special to interval_attention on CUDA, on the host: any size and stride, slices of a cache, bad intervals."""
 
 from __future__ import annotations
 
