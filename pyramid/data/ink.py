@@ -175,10 +175,10 @@ def _smooth(u: np.ndarray, xy: np.ndarray, times: np.ndarray) -> tuple[np.ndarra
     if u[-1] == u[0]:
         return u[:1], xy[:1], np.zeros(1)
     moved = np.concatenate([[True], np.diff(u) > 0])  # the first moment at each place
-    arrived = np.interp(np.linspace(u[0], u[-1], max(2, math.ceil((u[-1] - u[0]) / _STEP) + 1)), u[moved], times[moved])
-    even = np.linspace(u[0], u[-1], len(arrived))
+    even = np.linspace(u[0], u[-1], 1 + math.ceil((u[-1] - u[0]) / _STEP))
     step = even[1] - even[0]
-    path = np.stack([np.interp(even, u[moved], xy[moved, 0]), np.interp(even, u[moved], xy[moved, 1])], axis=1)
+    x, y, arrived = (np.interp(even, u[moved], values[moved]) for values in (xy[:, 0], xy[:, 1], times))
+    path = np.stack([x, y], axis=1)
     path = _filtered(path, _SMOOTH / step)
     pace = gaussian_filter1d(np.gradient(arrived), 4 / step, mode="nearest") / step  # seconds a pixel
     return even, path, 1 / np.maximum(pace, 1e-4)
