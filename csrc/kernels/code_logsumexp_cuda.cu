@@ -9,8 +9,8 @@
 //                which forms the scores again
 //   finish       puts together the runs into which the other side was cut so that all multiprocessors have work
 //
-// The tensor cores round towards zero, so nothing long is summed there: a chunk's products start from zero, the small ones
-// apart from the greatest, and are added up in float32.
+// The tensor cores round towards zero, so nothing long is summed there: each product of 16 x 16 tiles starts from zero, the
+// small parts before the great ones, and is added up in float32.
 //
 // Bound by the matrix units: 6 (slices + 1) products of 16-bit numbers a score and column. A block reads 1.1 KiB from the
 // L2 cache a column for the scores of 128 x 64 pairs, and 0.4 KiB for the sums; from memory all comes once or twice.
@@ -124,30 +124,24 @@ split_rows(const T* x, const float* center, int64_t dim, int64_t width, int64_t 
   if (lane == 0) side.half[row] = exists ? static_cast<float>(0.5 * sum) : INFINITY;
 }
 
-// c (16, 16) = a b, the products of the parts: the greatest apart from the rest, to be added by the caller.
-struct Products {
-  float great[2][4] = {}, small[2][4] = {};
-
-  __device__ __forceinline__ void add(const uint32_t (&a)[kParts][4], const uint32_t (&b)[kParts][4]) {
+// low, high (16, 8 each) += a b, (16, 16) both: the small products of the parts first.
+__device__ __forceinline__ void multiply(float (&low)[4], float (&high)[4], const uint32_t (&a)[kParts][4],
+                                         const uint32_t (&b)[kParts][4]) {
+  float first[4] = {}, second[4] = {};
 #pragma unroll
-    for (int rank = kParts - 1; rank > 0; --rank) {
+  for (int rank = kParts - 1; rank >= 0; --rank) {
 #pragma unroll
-      for (int part = 0; part <= rank; ++part) {
-        mma<BFloat16>(small[0], a[part], b[rank - part][0], b[rank - part][1]);
-        mma<BFloat16>(small[1], a[part], b[rank - part][2], b[rank - part][3]);
-      }
-    }
-    mma<BFloat16>(great[0], a[0], b[0][0], b[0][1]);
-    mma<BFloat16>(great[1], a[0], b[0][2], b[0][3]);
-  }
-  __device__ __forceinline__ void add_to(float (&low)[4], float (&high)[4]) const {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      low[i] += great[0][i] + small[0][i];
-      high[i] += great[1][i] + small[1][i];
+    for (int part = 0; part <= rank; ++part) {
+      mma<BFloat16>(first, a[part], b[rank - part][0], b[rank - part][1]);
+      mma<BFloat16>(second, a[part], b[rank - part][2], b[rank - part][3]);
     }
   }
-};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    low[i] += first[i];
+    high[i] += second[i];
+  }
+}
 
 // Two neighbouring 16 x 8 results of mma as the parts of a left factor (16, 16).
 __device__ __forceinline__ void split_left(uint32_t (&r)[kParts][4], const float (&low)[4], const float (&high)[4]) {
@@ -164,46 +158,49 @@ __device__ __forceinline__ void split_left(uint32_t (&r)[kParts][4], const float
   }
 }
 
+// kLines lines of up to kWidth numbers, `stride` apart, to a tile.
+template <int kWidth, int kLines>
+__device__ __forceinline__ void copy_lines(BFloat16* tile, const BFloat16* source, int stride, int columns) {
+  constexpr int kEach = kWidth / 8, kTogether = kThreads / kEach;
+  int line = threadIdx.x / kEach;
+  const int at = threadIdx.x % kEach * 8;
+  if (at >= columns) return;
+  source += static_cast<int64_t>(line) * stride + at;
+  tile += line * kTileStep<kWidth> + at;
+#pragma unroll 1
+  for (; line < kLines; line += kTogether) {
+    copy_async_16(tile, source, true);
+    source += static_cast<int64_t>(kTogether) * stride;
+    tile += kTogether * kTileStep<kWidth>;
+  }
+}
+
 // The steps of a block in the order in which they are taken: for each block of the other side, chunks of kDepth columns of
 // both, then its rows, kValueKeys at a time. A step is on its way while the one before is used.
 template <int kColumns>
 struct Steps {
   const Attention& x;
   BFloat16* shared;
-  int64_t own_first, column, key;  // column, key: of the step that is fetched next
-  int64_t end_key, first_column;
-  int columns, turn = 0;
-  bool of_values = false;
+  const BFloat16* own;    // the first of the block's own rows
+  const BFloat16* other;  // the row that is fetched next, and how many there still are
+  int left, first_column, columns;
+  int column = 0, turn = 0;  // column == width: it is the turn of the sums
 
   __device__ __forceinline__ BFloat16* stage(int which) const { return shared + (which & 1) * kStageNumbers<kColumns>; }
 
   __device__ __forceinline__ void fetch() {
-    if (key >= end_key) return;
+    if (left == 0) return;
     BFloat16* const target = stage(turn);
-    const int64_t width = x.cut.width;
-    if (!of_values) {
-      constexpr int kEach = kDepth / 8, kOwnLines = kParts * kRows, kLines = kParts * (kRows + kKeys);
-      for (int i = threadIdx.x; i < kLines * kEach; i += kThreads) {
-        const int line = i / kEach, at = i % kEach * 8;
-        const BFloat16* const source = line < kOwnLines ? x.own.parts + (own_first * kParts + line) * width
-                                                        : x.other.parts + (key * kParts + line - kOwnLines) * width;
-        copy_async_16(target + line * kTileStep<kDepth> + at, source + column + at, true);
-      }
+    const int width = static_cast<int>(x.cut.width);
+    if (column < width) {
+      copy_lines<kDepth, kParts * kRows>(target, own + column, width, kDepth);
+      copy_lines<kDepth, kParts * kKeys>(target + kParts * kRows * kTileStep<kDepth>, other + column, width, kDepth);
       column += kDepth;
-      if (column == width) {
-        column = 0;
-        of_values = true;
-      }
     } else {
-      constexpr int kEach = kColumns / 8, kLines = kParts * kValueKeys;
-      for (int i = threadIdx.x; i < kLines * kEach; i += kThreads) {
-        const int line = i / kEach, at = i % kEach * 8;
-        if (at < columns)
-          copy_async_16(target + line * kTileStep<kColumns> + at,
-                        x.other.parts + (key * kParts + line) * width + first_column + at, true);
-      }
-      key += kValueKeys;
-      of_values = key % kKeys != 0;
+      copy_lines<kColumns, kParts * kValueKeys>(target, other + first_column, width, columns);
+      other += static_cast<int64_t>(kParts * kValueKeys) * width;
+      left -= kValueKeys;
+      if (left % kKeys == 0) column = 0;
     }
   }
 
@@ -252,14 +249,14 @@ struct Softmax {
   }
 
   // The normalizers are known: exp(scale (score - |e'|^2 / 2 - |z'|^2 / 2) - logsumexp) grad.
-  __device__ __forceinline__ void weigh(float (&s)[kKeys / 8][4], const Attention& x, int64_t key,
+  __device__ __forceinline__ void weigh(float (&s)[kKeys / 8][4], const Attention& x, int key,
                                         const float (&own_half)[2]) {
     float sum[2] = {};
 #pragma unroll
     for (int j = 0; j < kKeys / 8; ++j) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const int64_t n = key + j * 8 + result_column(i);
+        const int n = key + j * 8 + result_column(i);
         const bool exists = n < x.other.count;
         const float half = x.other.half[n], logsumexp = exists ? x.logsumexp[n] : 0.0f, grad = exists ? x.grad[n] : 0.0f;
 #pragma unroll
@@ -278,46 +275,43 @@ struct Softmax {
 // Block (128 own rows, slice of the columns, run of the other side).
 template <bool kBackward, int kColumns>
 __global__ void __launch_bounds__(kThreads, 1) attend(const Attention x) {
-  const int warp = threadIdx.x / kLanes;
-  const int64_t own_first = static_cast<int64_t>(blockIdx.x) * kRows, own_row = own_first + warp * 16;
-  const int64_t first_column = blockIdx.y * x.cut.slice_columns, first_key = blockIdx.z * x.cut.run_keys;
-  const int64_t left = x.cut.width - first_column, keys_end = ceil_div(x.other.count, kKeys) * kKeys;
-  const int columns = static_cast<int>(left < x.cut.slice_columns ? left : x.cut.slice_columns);
-  const int64_t end_key = first_key + x.cut.run_keys < keys_end ? first_key + x.cut.run_keys : keys_end;
-  Steps<kColumns> steps{x, dynamic_shared<BFloat16>(), own_first, 0, first_key, end_key, first_column, columns};
+  const int warp = threadIdx.x / kLanes, width = static_cast<int>(x.cut.width);
+  const int own_first = blockIdx.x * kRows, first_column = blockIdx.y * static_cast<int>(x.cut.slice_columns);
+  const int first_key = blockIdx.z * static_cast<int>(x.cut.run_keys);
+  const int columns = min(static_cast<int>(x.cut.slice_columns), width - first_column);
+  const int end_key = static_cast<int>(ceil_div(min(x.other.count, first_key + x.cut.run_keys), kKeys) * kKeys);
+  const auto row_of = [&](const Side& side, int row) { return side.parts + static_cast<int64_t>(row) * kParts * width; };
+  Steps<kColumns> steps{x,         dynamic_shared<BFloat16>(), row_of(x.own, own_first), row_of(x.other, first_key),
+                        end_key - first_key, first_column, columns};
 
   Softmax softmax;
   float out[kColumns / 8][4] = {};
   float own_half[2];
   if constexpr (kBackward) {
-    own_half[0] = x.own.half[own_row + result_row(0)];
-    own_half[1] = x.own.half[own_row + result_row(2)];
+    own_half[0] = x.own.half[own_first + warp * 16 + result_row(0)];
+    own_half[1] = x.own.half[own_first + warp * 16 + result_row(2)];
   }
   steps.fetch();
   commit_copies();
-  for (int64_t key = first_key; key < end_key; key += kKeys) {
+  for (int key = first_key; key < end_key; key += kKeys) {
     float s[kKeys / 8][4] = {};
-    for (int64_t depth = 0; depth < x.cut.width; depth += kDepth) {
+    for (int depth = 0; depth < width; depth += kDepth) {
       constexpr int kStep = kTileStep<kDepth>;
       const BFloat16* const own = steps.begin() + warp * 16 * kParts * kStep;
       const BFloat16* const other = own + (kRows - warp * 16) * kParts * kStep;
-      uint32_t a[kDepth / 16][kParts][4];
+#pragma unroll 1
+      for (int d = 0; d < kDepth; d += 16) {
+        uint32_t a[kParts][4];
 #pragma unroll
-      for (int d = 0; d < kDepth / 16; ++d)
+        for (int part = 0; part < kParts; ++part) load_left<kParts * kStep>(a[part], own + part * kStep + d);
 #pragma unroll
-        for (int part = 0; part < kParts; ++part) load_left<kParts * kStep>(a[d][part], own + part * kStep + d * 16);
-#pragma unroll
-      for (int j = 0; j < kKeys / 16; ++j) {
-        Products products;
-#pragma unroll
-        for (int d = 0; d < kDepth / 16; ++d) {
+        for (int j = 0; j < kKeys / 16; ++j) {
           uint32_t b[kParts][4];
 #pragma unroll
           for (int part = 0; part < kParts; ++part)
-            load_right<kParts * kStep>(b[part], other + (j * 16 * kParts + part) * kStep + d * 16);
-          products.add(a[d], b);
+            load_right<kParts * kStep>(b[part], other + (j * 16 * kParts + part) * kStep + d);
+          multiply(s[2 * j], s[2 * j + 1], a, b);
         }
-        products.add_to(s[2 * j], s[2 * j + 1]);
       }
       steps.end();
     }
@@ -346,9 +340,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend(const Attention x) {
 #pragma unroll
         for (int part = 0; part < kParts; ++part)
           load_right_plain<kParts * kStep>(b[part], values + part * kStep + n * 16);
-        Products products;
-        products.add(a, b);
-        products.add_to(out[2 * n], out[2 * n + 1]);
+        multiply(out[2 * n], out[2 * n + 1], a, b);
       }
       steps.end();
     }
@@ -357,7 +349,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend(const Attention x) {
   const int64_t run_first = blockIdx.z * x.own.count;
 #pragma unroll
   for (int side = 0; side < 2; ++side) {
-    const int64_t row = own_row + result_row(2 * side);
+    const int row = own_first + warp * 16 + result_row(2 * side);
     float total = softmax.total[side];
     total += __shfl_xor_sync(kAllLanes, total, 1);
     total += __shfl_xor_sync(kAllLanes, total, 2);
@@ -371,7 +363,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend(const Attention x) {
     for (int n = 0; n < kColumns / 8; ++n) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const int64_t column = first_column + n * 8 + result_column(i);
+        const int column = first_column + n * 8 + result_column(i);
         if (n * 8 < columns && column < x.cut.dim) sums[column] = out[n][2 * side + i];
       }
     }
