@@ -158,23 +158,6 @@ __device__ __forceinline__ void split_left(uint32_t (&r)[kParts][4], const float
   }
 }
 
-// kLines lines of up to kWidth numbers, `stride` apart, to a tile.
-template <int kWidth, int kLines>
-__device__ __forceinline__ void copy_lines(BFloat16* tile, const BFloat16* source, int stride, int columns) {
-  constexpr int kEach = kWidth / 8, kTogether = kThreads / kEach;
-  int line = threadIdx.x / kEach;
-  const int at = threadIdx.x % kEach * 8;
-  if (at >= columns) return;
-  source += static_cast<int64_t>(line) * stride + at;
-  tile += line * kTileStep<kWidth> + at;
-#pragma unroll 1
-  for (; line < kLines; line += kTogether) {
-    copy_async_16(tile, source, true);
-    source += static_cast<int64_t>(kTogether) * stride;
-    tile += kTogether * kTileStep<kWidth>;
-  }
-}
-
 // The steps of a block in the order in which they are taken: for each block of the other side, chunks of kDepth columns of
 // both, then its rows, kValueKeys at a time. A step is on its way while the one before is used.
 template <int kColumns>
@@ -193,11 +176,11 @@ struct Steps {
     BFloat16* const target = stage(turn);
     const int width = static_cast<int>(x.cut.width);
     if (column < width) {
-      copy_lines<kDepth, kParts * kRows>(target, own + column, width, kDepth);
-      copy_lines<kDepth, kParts * kKeys>(target + kParts * kRows * kTileStep<kDepth>, other + column, width, kDepth);
+      copy_lines<kDepth, kParts * kRows, kThreads>(target, own + column, width, kDepth);
+      copy_lines<kDepth, kParts * kKeys, kThreads>(target + kParts * kRows * kTileStep<kDepth>, other + column, width, kDepth);
       column += kDepth;
     } else {
-      copy_lines<kColumns, kParts * kValueKeys>(target, other + first_column, width, columns);
+      copy_lines<kColumns, kParts * kValueKeys, kThreads>(target, other + first_column, width, columns);
       other += static_cast<int64_t>(kParts * kValueKeys) * width;
       left -= kValueKeys;
       if (left % kKeys == 0) column = 0;

@@ -12,6 +12,24 @@ constexpr int kLanes = 32;
 template <int kWidth>
 constexpr int kTileStep = kWidth + 8;
 
+// kLines lines of `columns` numbers (at most kWidth), `stride` apart, to a tile: asynchronous, 16 bytes at a time. Not unrolled:
+// the addresses would take registers that the sums need.
+template <int kWidth, int kLines, int kThreads, class T>
+__device__ __forceinline__ void copy_lines(T* tile, const T* source, int stride, int columns) {
+  constexpr int kEach = kWidth / 8, kTogether = kThreads / kEach;
+  int line = threadIdx.x / kEach;
+  const int at = threadIdx.x % kEach * 8;
+  if (at >= columns) return;
+  source += static_cast<int64_t>(line) * stride + at;
+  tile += line * kTileStep<kWidth> + at;
+#pragma unroll 1
+  for (; line < kLines; line += kTogether) {
+    copy_async_16(tile, source, true);
+    source += static_cast<int64_t>(kTogether) * stride;
+    tile += kTogether * kTileStep<kWidth>;
+  }
+}
+
 // Fragments of three kinds, 16 x 16 at `tile`, whose rows lie kStep numbers apart:
 //   left:         (rows, columns) as the left factor of mma
 //   right:        the transpose of (rows, columns) as the right one: two blocks of 8 columns, r[0..1] and r[2..3]
