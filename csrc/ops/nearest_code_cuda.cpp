@@ -24,9 +24,14 @@ Tensor mean_code(const Tensor& codebook) {
 
 template <class T>
 void run(const NearestCodeArguments& a, cudaStream_t stream) {
-  const Tensor center = mean_code(a.codebook);
-  const int64_t bytes = a.is_double ? 0 : kernels::nearest_code_cuda_bytes(a.num_rows, a.num_codes, a.dim);
-  const Tensor workspace = torch::stable::new_empty(a.z, {bytes}, ScalarType::Byte);
+  const auto nothing_or = [&](auto&& make) {  // float64 is ranked outright
+    return a.is_double ? torch::stable::new_empty(a.z, {0}, ScalarType::Byte) : make();
+  };
+  const Tensor center = nothing_or([&] { return mean_code(a.codebook); });
+  const Tensor workspace = nothing_or([&] {
+    return torch::stable::new_empty(a.z, {kernels::nearest_code_cuda_bytes(a.num_rows, a.num_codes, a.dim)},
+                                    ScalarType::Byte);
+  });
   const kernels::NearestCodeCudaParams<T> p{static_cast<const T*>(a.z.const_data_ptr()),
                                             static_cast<const T*>(a.codebook.const_data_ptr()),
                                             static_cast<const float*>(center.const_data_ptr()),
