@@ -48,10 +48,13 @@ PYRAMID_PER_ISA(template <class T> bool code_logsumexp_backward_tasks(const Code
                                                                       int64_t begin, int64_t end))
 
 #if PYRAMID_WITH_CUDA
+// `workspace`: code_logsumexp_cuda_bytes of them, aligned to 256. None for double.
+int64_t code_logsumexp_cuda_bytes(int64_t num_rows, int64_t num_codes, int64_t dim);
+int64_t code_logsumexp_backward_cuda_bytes(int64_t num_rows, int64_t num_codes, int64_t dim);
 template <class T>
-cudaError_t code_logsumexp_cuda(const CodeLogsumexpParams<T>&, cudaStream_t stream);
+cudaError_t code_logsumexp_cuda(const CodeLogsumexpParams<T>&, char* workspace, cudaStream_t stream);
 template <class T>
-cudaError_t code_logsumexp_backward_cuda(const CodeLogsumexpBackwardParams<T>&, cudaStream_t stream);
+cudaError_t code_logsumexp_backward_cuda(const CodeLogsumexpBackwardParams<T>&, char* workspace, cudaStream_t stream);
 #endif
 
 }  // namespace pyramid::kernels

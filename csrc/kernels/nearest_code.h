@@ -10,9 +10,12 @@
 //     |z' . e' - a . b| <= |z' - a| |e'| + |a| |e' - b|        (Cauchy-Schwarz)
 // and the norms on the right are measured. a . b is exact, in integers.
 //
-// CUDA: float32, and of each *bucket* of codes only the least s is kept. The rounding error of s is at most
-//     E = error_factor(D) * (|z'| |e'| + |e'|^2 / 2) + a term for underflow
-// (D + 1 additions and products, the subtraction of c, the rounding of |e'|^2). An admitted bucket is ranked whole.
+// CUDA: every vector is rounded to bfloat16, and of each *bucket* of codes only the least s is kept, so the bound is that of
+// the greatest norms of the bucket; an admitted bucket is ranked whole. a . b is summed in float32 by the tensor cores: of
+// the 16 products and the sum so far that an instruction adds, each is cut off below the 24 bits of the greatest of them,
+// which is at most |a| |b|, and so is the sum (Fasi, Higham, Mikaitis and Pranesh 2021). With u = 2^-24 that is 18 * 2 u |a| |b|
+// for 16 coordinates. The subtraction of c, |e'|^2 / 2 and the subtraction of the product round too:
+//     E = |z' - a| |e'| + |a| |e' - b| + error_factor(D) (|z'| |e'| + |e'|^2 / 2) + a term for underflow.
 #pragma once
 
 #include <cstdint>
@@ -61,41 +64,21 @@ struct NearestCodeExactParams {
   compute_t<T>* distance;  // (N,) out
 };
 
-struct NearestCodeParams {
-  const float* z;         // (N, D)
-  const float* codebook;  // (K, D)
-  const float* center;    // (D,) anything; the mean of the codes makes the bound tight
-  int64_t num_rows;       // N
-  int64_t num_codes;      // K
-  int64_t dim;            // D
-  int64_t* ids;           // (N,) out
-  float* distance;        // (N,) out
-
-  // Workspace of the CUDA kernel. A bucket is kCudaBucket consecutive codes.
-  float* half_norm;    // (K,)
-  float* code_norm;    // (K,) |e'|, rounded up
-  float* centered;     // (K, D) e'
-  float* bucket_norm;  // (buckets,) greatest |e'| of the bucket
-  float* bucket_min;   // (rows at a time, buckets) least s
-  float* row_norm;     // (N,) |z'|, rounded up
-  int64_t rows_at_a_time;
+template <class T>
+struct NearestCodeCudaParams {
+  const T* z;              // (N, D)
+  const T* codebook;       // (K, D)
+  const float* center;     // (D,) anything; the mean of the codes makes the bound tight
+  int64_t num_rows;        // N
+  int64_t num_codes;       // K
+  int64_t dim;             // D
+  int64_t* ids;            // (N,) out
+  compute_t<T>* distance;  // (N,) out
+  char* workspace;         // nearest_code_cuda_bytes, aligned to 256; double has none, and no center
 };
-
-struct NearestCodeDoubleParams {
-  const double* z;         // (N, D)
-  const double* codebook;  // (K, D)
-  int64_t num_rows, num_codes, dim;
-  int64_t* ids;      // (N,) out
-  double* distance;  // (N,) out
-};
-
-constexpr int64_t kCudaBucket = 32;
 
 // Norms from here on count as infinite: below it neither products nor sums of products overflow.
 constexpr float kGreatestNorm = 1e18f;
-
-#define PYRAMID_ERROR_FACTOR(dim) ((float)((double)((dim) + 12) * 1.05 * 5.9604644775390625e-8))
-#define PYRAMID_ERROR_FLOOR(dim) ((float)((double)((dim) + 12) * 2.350988701644575e-38))
 
 // Ranges are of blocks of rows, tiles of codes, rows. In this order: center; then for each panel quantize_rows, for each
 // slab quantize_codes and scan, and at last choose.
@@ -115,8 +98,9 @@ PYRAMID_PER_ISA(template <class T> void nearest_code_exact(const NearestCodeExac
 PYRAMID_PER_ISA(template <class T> void nearest_code_exact_choose(const NearestCodeExactParams<T>&))
 
 #if PYRAMID_WITH_CUDA
-cudaError_t nearest_code_cuda(const NearestCodeParams&, cudaStream_t stream);
-cudaError_t nearest_code_double_cuda(const NearestCodeDoubleParams&, cudaStream_t stream);
+int64_t nearest_code_cuda_bytes(int64_t num_rows, int64_t num_codes, int64_t dim);
+template <class T>
+cudaError_t nearest_code_cuda(const NearestCodeCudaParams<T>&, cudaStream_t stream);
 #endif
 
 }  // namespace pyramid::kernels

@@ -1,36 +1,67 @@
-// nearest_code on CUDA. The same bound and the same two ranks as on the CPU (nearest_code.h), so the same ids.
+// nearest_code on CUDA: a first pass in bfloat16 on the tensor cores (mma m16n8k16, sm_80 and newer), then the few buckets
+// that its bound admits in double (nearest_code.h has the bound). The same ids as on the CPU.
 //
-//   center_codes   e' = e - c, |e'|^2 / 2, |e'|                            warp per code
-//   bucket_norms   greatest |e'| of each bucket                            thread per bucket
-//   row_norms      |z - c|                                                 warp per row
-//   score_tiles    least s per (row, bucket): a float32 product of 128 rows x 128 codes in shared memory, 8 x 8 a
-//                  thread, whose epilogue writes 4 minima a row instead of 128 numbers
-//   choose         ranks in double the codes of the admitted buckets       warp per row
+//   round_vectors  x' = x - c in bfloat16, |x'|, what rounding lost, |x'|^2 / 2       warp per vector
+//   bucket_norms   the greatest norms of each bucket                                  thread per bucket
+//   score_tiles    the least s per (row, bucket): 128 rows x 128 codes, 64 columns at a time, the next ones on their way
+//                  in the other half of shared memory. A warp has 64 rows and one bucket, so what leaves a tile is 4 minima
+//                  a row in place of 128 numbers
+//   choose         ranks in double the codes of the admitted buckets                  warp per row
 //
-// Memory: z is read once per 128 codes, the codebook once per 128 rows; rows_at_a_time x K / 32 minima.
+// Bound by the matrix units: 2 N K D operations against (128 + 128) x 2 D bytes from the L2 cache for 128 x 128 pairs. From
+// memory the rounded codebook is read once for each panel of rows (the minima of a panel, N' x K / 32, take up to 64 MiB),
+// the minima twice. `choose` reads 32 codes for each admitted bucket, mostly one or two of a row.
 #include "nearest_code.h"
+
+#include "mma_tile.cuh"
 
 namespace pyramid::kernels {
 namespace {
 
-constexpr int kWarp = 32;
-constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / kWarp;
-constexpr int kTileRows = 128, kTileCodes = 128, kTileDim = 8;
-constexpr unsigned kAll = 0xffffffffu;
-static_assert(kTileCodes == 4 * kCudaBucket, "score_tiles writes four buckets a row");
-static_assert(kCudaBucket == kWarp, "choose gives each lane one code of a bucket");
+constexpr int kThreads = 256, kWarps = kThreads / kLanes;
+constexpr int kTile = 128, kDepth = 64;
+constexpr int kBucket = 32;  // consecutive codes
+constexpr int kWarpRows = 64, kRowWarps = kTile / kWarpRows;
+constexpr int kStage = 2 * kTile * kTileStep<kDepth>;  // numbers: the rows, then the codes
+constexpr size_t kShared = 2 * kStage * sizeof(BFloat16);
+constexpr int64_t kMostMinima = 1 << 24;
+static_assert(kWarps / kRowWarps * kBucket == kTile, "a warp has one bucket");
+static_assert(kBucket == kLanes, "choose gives each lane one code of a bucket");
 
-__device__ double warp_sum(double value) {
-  for (int step = kWarp / 2; step > 0; step /= 2) value += __shfl_xor_sync(kAll, value, step);
-  return value;
-}
+// Vectors as round_vectors leaves them, padded with zeros to whole tiles.
+struct Rounded {
+  BFloat16* numbers;  // (padded, width)
+  float2* norms;      // (padded,) |x'| and |x' - numbers|, upper bounds
+  float* half;        // (padded,) |x'|^2 / 2; infinite for vectors that do not exist
+};
 
-__device__ float warp_min(float value) {
-  for (int step = kWarp / 2; step > 0; step /= 2)
-    value = fminf(value, __shfl_xor_sync(kAll, value, step));
-  return value;
-}
+struct Layout {
+  int64_t width, buckets, panel_rows;
+  Rounded rows, codes;   // of a panel; all
+  float2* bucket_norms;  // (buckets,)
+  float* minima;         // (panel_rows, buckets)
+  int64_t bytes = 0;
+
+  Layout(char* memory, int64_t num_rows, int64_t num_codes, int64_t dim) {
+    const auto take = [&](int64_t size) {
+      char* const at = memory + bytes;
+      bytes += ceil_div(size, 256) * 256;
+      return at;
+    };
+    const auto vectors = [&](int64_t count) {
+      return Rounded{reinterpret_cast<BFloat16*>(take(count * width * 2)), reinterpret_cast<float2*>(take(count * 8)),
+                     reinterpret_cast<float*>(take(count * 4))};
+    };
+    width = ceil_div(dim, kDepth) * kDepth;
+    buckets = ceil_div(num_codes, kBucket);
+    const int64_t padded_rows = ceil_div(num_rows, kTile) * kTile, most = kMostMinima / buckets / kTile * kTile;
+    panel_rows = padded_rows < most ? padded_rows : most > kTile ? most : kTile;
+    rows = vectors(panel_rows);
+    codes = vectors(ceil_div(num_codes, kTile) * kTile);
+    bucket_norms = reinterpret_cast<float2*>(take(buckets * 8));
+    minima = reinterpret_cast<float*>(take(panel_rows * buckets * 4));
+  }
+};
 
 __device__ float norm_above(double sum_of_squares) {
   const double norm = sqrt(sum_of_squares) * (1 + 1e-6);
@@ -38,19 +69,20 @@ __device__ float norm_above(double sum_of_squares) {
 }
 
 template <class T>
-__device__ double squared_distance(const T* __restrict__ a, const T* __restrict__ b, int64_t dim) {
+__device__ double squared_distance(const T* a, const T* b, int64_t dim) {
   double sum = 0;
+#pragma unroll 4
   for (int64_t d = 0; d < dim; ++d) {
-    const double difference = static_cast<double>(a[d]) - static_cast<double>(b[d]);
+    const double difference = static_cast<double>(widen(a[d])) - static_cast<double>(widen(b[d]));
     sum += difference * difference;
   }
   return sum;
 }
 
 struct Best {
-  double distance;
-  int64_t id;
-  // Starts at {infinity, 0}. Ties go to the lowest id; NaN and infinity never win, so id 0 stays if no other comes.
+  double distance = INFINITY;
+  int64_t id = 0;
+  // Ties go to the lowest id; NaN and infinity never win, so id 0 stays if no other comes.
   __device__ void offer(double candidate, int64_t candidate_id) {
     if (candidate < distance || (candidate == distance && candidate_id < id)) {
       distance = candidate;
@@ -59,217 +91,232 @@ struct Best {
   }
   // The best of all lanes, in all lanes.
   __device__ void reduce() {
-    for (int step = kWarp / 2; step > 0; step /= 2) {
-      const double other = __shfl_xor_sync(kAll, distance, step);
-      const long long other_id = __shfl_xor_sync(kAll, static_cast<long long>(id), step);
+    for (int step = kLanes / 2; step > 0; step /= 2) {
+      const double other = __shfl_xor_sync(kAllLanes, distance, step);
+      const long long other_id = __shfl_xor_sync(kAllLanes, static_cast<long long>(id), step);
       offer(other, other_id);
     }
   }
 };
 
+// The bound of the error of s, as a function of the norms.
+struct Bound {
+  float factor, floor;
+
+  static Bound of(int64_t dim) {
+    const double u = 5.9604644775390625e-8, steps = static_cast<double>(ceil_div(dim, 16));
+    return {static_cast<float>((36 * steps + 12) * 1.02 * u), static_cast<float>((dim + 12) * 2.350988701644575e-38)};
+  }
+  __device__ float operator()(float2 row, float2 code) const {
+    const float rounding = row.y * code.x + (row.x + row.y) * code.y;
+    return (rounding + factor * code.x * (row.x + 0.5f * code.x) + floor * (1 + row.x + code.x)) * 1.00001f;
+  }
+};
+
 // kernels
 
+template <class T>
 __global__ void __launch_bounds__(kThreads)
-center_codes(const float* __restrict__ codebook, const float* __restrict__ center, int64_t num_codes, int64_t dim,
-             float* __restrict__ centered, float* __restrict__ half_norm, float* __restrict__ code_norm) {
-  const int lane = threadIdx.x % kWarp;
-  const int64_t k = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
-  if (k >= num_codes) return;
-  double sum = 0;
-  for (int64_t d = lane; d < dim; d += kWarp) {
-    const float value = codebook[k * dim + d] - center[d];
-    centered[k * dim + d] = value;
+round_vectors(const T* x, const float* center, int64_t count, int64_t padded, int64_t dim, int64_t width, Rounded out) {
+  const int lane = threadIdx.x % kLanes;
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kLanes;
+  if (row >= padded) return;
+  double sum = 0, lost = 0;
+  for (int64_t d = lane; d < width; d += kLanes) {
+    const float value = row < count && d < dim ? widen(x[row * dim + d]) - center[d] : 0.0f;
+    BFloat16 rounded = narrow<BFloat16>(value);
+    if (fabsf(widen(rounded)) < 1.17549435e-38f) rounded = BFloat16{0};  // the tensor cores might do it: here it is counted
+    out.numbers[row * width + d] = rounded;
+    const double loss = static_cast<double>(value) - static_cast<double>(widen(rounded));
     sum += static_cast<double>(value) * value;
+    lost += loss * loss;
   }
   sum = warp_sum(sum);
-  if (lane == 0) {
-    half_norm[k] = static_cast<float>(0.5 * sum);
-    code_norm[k] = norm_above(sum);
-  }
+  lost = warp_sum(lost);
+  if (lane != 0) return;
+  out.norms[row] = make_float2(norm_above(sum), norm_above(lost));
+  out.half[row] = row < count ? static_cast<float>(0.5 * sum) : INFINITY;
 }
 
-__global__ void __launch_bounds__(kThreads)
-bucket_norms(const float* __restrict__ code_norm, int64_t num_codes, int64_t num_buckets,
-             float* __restrict__ bucket_norm) {
+__global__ void __launch_bounds__(kThreads) bucket_norms(const float2* norms, int64_t num_buckets, float2* of_bucket) {
   const int64_t bucket = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (bucket >= num_buckets) return;
-  float greatest = 0;
-  for (int64_t k = bucket * kCudaBucket; k < (bucket + 1) * kCudaBucket && k < num_codes; ++k)
-    greatest = fmaxf(greatest, code_norm[k]);
-  bucket_norm[bucket] = greatest;
-}
-
-__global__ void __launch_bounds__(kThreads)
-row_norms(const float* __restrict__ z, const float* __restrict__ center, int64_t num_rows, int64_t dim,
-          float* __restrict__ row_norm) {
-  const int lane = threadIdx.x % kWarp;
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
-  if (row >= num_rows) return;
-  double sum = 0;
-  for (int64_t d = lane; d < dim; d += kWarp) {
-    const float value = z[row * dim + d] - center[d];
-    sum += static_cast<double>(value) * value;
+  float2 greatest = make_float2(0, 0);
+  for (int64_t k = bucket * kBucket; k < (bucket + 1) * kBucket; ++k) {
+    greatest.x = fmaxf(greatest.x, norms[k].x);
+    greatest.y = fmaxf(greatest.y, norms[k].y);
   }
-  sum = warp_sum(sum);
-  if (lane == 0) row_norm[row] = norm_above(sum);
+  of_bucket[bucket] = greatest;
 }
 
-// Thread (tx, ty) of 16 x 16 has rows ty * 4 + {0..3} and 64 + the same, codes tx * 4 + {0..3} and 64 + the same: both
-// are read from shared memory as float4 without bank conflicts. Eight neighbouring tx make a bucket.
+// Block: a tile of rows and a tile of codes, the rows first. Warp w has rows w % 2 * 64 + {0..63}, bucket w / 2 of the tile.
 __global__ void __launch_bounds__(kThreads, 2)
-score_tiles(const float* __restrict__ z, const float* __restrict__ center, const float* __restrict__ centered,
-            const float* __restrict__ half_norm, int64_t num_rows, int64_t num_codes, int64_t dim,
-            int64_t num_buckets, float* __restrict__ bucket_min) {
-  // One float4 of padding: the 8 x 4 numbers that a warp stores at a time fall into 32 banks.
-  __shared__ float4 rows4[kTileDim][kTileRows / 4 + 1];
-  __shared__ float4 codes4[kTileDim][kTileCodes / 4 + 1];
-  const auto rows = reinterpret_cast<float(*)[kTileRows + 4]>(rows4);
-  const auto codes = reinterpret_cast<float(*)[kTileCodes + 4]>(codes4);
+score_tiles(const BFloat16* rows, const BFloat16* codes, const float* half, int row_tiles, int num_rows, int width,
+            int64_t num_buckets, float* minima) {
+  constexpr int kStep = kTileStep<kDepth>;
+  const int warp = threadIdx.x / kLanes, warp_row = warp % kRowWarps * kWarpRows, warp_code = warp / kRowWarps * kBucket;
+  const int first_row = blockIdx.x % row_tiles * kTile;
+  const int64_t first_code = static_cast<int64_t>(blockIdx.x / row_tiles) * kTile;
+  BFloat16* const shared = dynamic_shared<BFloat16>();
+  rows += static_cast<int64_t>(first_row) * width;
+  codes += first_code * width;
 
-  const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
-  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * kTileRows;
-  const int64_t first_code = static_cast<int64_t>(blockIdx.y) * kTileCodes;
-  float product[8][8] = {};
+  const auto fetch = [&](int column) {
+    BFloat16* const stage = shared + column / kDepth % 2 * kStage;
+    if (column < width) {
+      copy_lines<kDepth, kTile, kThreads>(stage, rows + column, width, kDepth);
+      copy_lines<kDepth, kTile, kThreads>(stage + kTile * kStep, codes + column, width, kDepth);
+    }
+    commit_copies();
+  };
 
-  for (int64_t start = 0; start < dim; start += kTileDim) {
-    for (int i = threadIdx.x; i < kTileRows * kTileDim; i += kThreads) {
-      const int r = i / kTileDim, d = i % kTileDim;
-      const int64_t row = first_row + r, column = start + d;
-      rows[d][r] = row < num_rows && column < dim ? z[row * dim + column] - center[column] : 0.0f;
-    }
-    for (int i = threadIdx.x; i < kTileCodes * kTileDim; i += kThreads) {
-      const int k = i / kTileDim, d = i % kTileDim;
-      const int64_t code = first_code + k, column = start + d;
-      codes[d][k] = code < num_codes && column < dim ? centered[code * dim + column] : 0.0f;
-    }
+  float product[kWarpRows / 16][kBucket / 8][4] = {};
+  fetch(0);
+  for (int column = 0; column < width; column += kDepth) {
+    fetch(column + kDepth);
+    wait_copies<1>();
     __syncthreads();
+    const BFloat16* const left = shared + column / kDepth % 2 * kStage + warp_row * kStep;
+    const BFloat16* const right = shared + column / kDepth % 2 * kStage + (kTile + warp_code) * kStep;
 #pragma unroll
-    for (int d = 0; d < kTileDim; ++d) {
-      const float4 r0 = rows4[d][ty], r1 = rows4[d][16 + ty];
-      const float4 c0 = codes4[d][tx], c1 = codes4[d][16 + tx];
-      const float r[8] = {r0.x, r0.y, r0.z, r0.w, r1.x, r1.y, r1.z, r1.w};
-      const float c[8] = {c0.x, c0.y, c0.z, c0.w, c1.x, c1.y, c1.z, c1.w};
+    for (int d = 0; d < kDepth; d += 16) {
+      uint32_t a[kWarpRows / 16][4];
 #pragma unroll
-      for (int i = 0; i < 8; ++i)
+      for (int i = 0; i < kWarpRows / 16; ++i) load_left<kStep>(a[i], left + i * 16 * kStep + d);
 #pragma unroll
-        for (int j = 0; j < 8; ++j) product[i][j] = fmaf(r[i], c[j], product[i][j]);
+      for (int j = 0; j < kBucket / 16; ++j) {
+        uint32_t b[4];
+        load_right<kStep>(b, right + j * 16 * kStep + d);
+#pragma unroll
+        for (int i = 0; i < kWarpRows / 16; ++i) {
+          mma<BFloat16>(product[i][2 * j], a[i], b[0], b[1]);
+          mma<BFloat16>(product[i][2 * j + 1], a[i], b[2], b[3]);
+        }
+      }
     }
     __syncthreads();
   }
 
-  float half[8];
+  const int64_t bucket = (first_code + warp_code) / kBucket;
+  if (bucket >= num_buckets) return;
+  half += first_code + warp_code;
 #pragma unroll
-  for (int j = 0; j < 8; ++j) {
-    const int64_t code = first_code + (j / 4) * 64 + tx * 4 + j % 4;
-    half[j] = code < num_codes ? half_norm[code] : INFINITY;
-  }
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const int64_t row = first_row + (i / 4) * 64 + ty * 4 + i % 4;
+  for (int i = 0; i < kWarpRows / 16; ++i) {
 #pragma unroll
     for (int side = 0; side < 2; ++side) {
       float least = INFINITY;
 #pragma unroll
-      for (int j = side * 4; j < side * 4 + 4; ++j) least = fminf(least, half[j] - product[i][j]);
+      for (int j = 0; j < kBucket / 8; ++j)
 #pragma unroll
-      for (int step = 4; step > 0; step /= 2) least = fminf(least, __shfl_xor_sync(kAll, least, step));
-      const int64_t bucket = static_cast<int64_t>(blockIdx.y) * 4 + side * 2 + tx / 8;
-      if (tx % 8 == 0 && row < num_rows && bucket < num_buckets) bucket_min[row * num_buckets + bucket] = least;
+        for (int k = 0; k < 2; ++k)
+          least = fminf(least, half[j * 8 + result_column(k)] - product[i][j][2 * side + k]);
+      least = fminf(least, __shfl_xor_sync(kAllLanes, least, 1));
+      least = fminf(least, __shfl_xor_sync(kAllLanes, least, 2));
+      const int row = first_row + warp_row + i * 16 + result_row(2 * side);
+      if (threadIdx.x % 4 == 0 && row < num_rows) minima[row * num_buckets + bucket] = least;
     }
   }
 }
 
+template <class T>
 __global__ void __launch_bounds__(kThreads)
-choose(const float* __restrict__ z, const float* __restrict__ codebook, const float* __restrict__ bucket_min,
-       const float* __restrict__ bucket_norm, const float* __restrict__ row_norm, int64_t num_rows, int64_t num_codes,
-       int64_t dim, int64_t num_buckets, float factor, float floor, int64_t* __restrict__ ids,
-       float* __restrict__ distance) {
-  const int lane = threadIdx.x % kWarp;
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
+choose(const T* z, const T* codebook, const float* minima, const float2* of_bucket, const float2* of_row, int64_t num_rows,
+       int64_t num_codes, int64_t dim, int64_t num_buckets, Bound bound, int64_t* ids, float* distance) {
+  const int lane = threadIdx.x % kLanes;
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kLanes;
   if (row >= num_rows) return;
-  const float zn = row_norm[row];
-  const float* minima = bucket_min + row * num_buckets;
-  const float* vector = z + row * dim;
-  const auto bound = [&](int64_t bucket) {
-    const float e = bucket_norm[bucket];
-    return factor * (zn * e + 0.5f * e * e) + floor * (1 + zn + e);
-  };
+  const float2 norms = of_row[row];
+  minima += row * num_buckets;
+  z += row * dim;
 
   float limit = INFINITY;
-  for (int64_t bucket = lane; bucket < num_buckets; bucket += kWarp)
-    limit = fminf(limit, minima[bucket] + bound(bucket));
-  limit = warp_min(limit);
+  for (int64_t bucket = lane; bucket < num_buckets; bucket += kLanes)
+    limit = fminf(limit, minima[bucket] + bound(norms, of_bucket[bucket]));
+#pragma unroll
+  for (int step = kLanes / 2; step > 0; step /= 2) limit = fminf(limit, __shfl_xor_sync(kAllLanes, limit, step));
 
-  Best best{static_cast<double>(INFINITY), 0};
-  for (int64_t start = 0; start < num_buckets; start += kWarp) {
+  Best best;
+  for (int64_t start = 0; start < num_buckets; start += kLanes) {
     const int64_t mine = start + lane;
     // Not "<= limit": in this form a NaN admits its bucket.
-    unsigned admitted = __ballot_sync(kAll, mine < num_buckets && !(minima[mine] - bound(mine) > limit));
+    unsigned admitted = __ballot_sync(
+        kAllLanes, mine < num_buckets && !(minima[mine] - bound(norms, of_bucket[mine]) > limit));
     for (; admitted; admitted &= admitted - 1) {
-      const int64_t code = (start + __ffs(admitted) - 1) * kCudaBucket + lane;
-      if (code < num_codes) best.offer(squared_distance(vector, codebook + code * dim, dim), code);
+      const int64_t code = (start + __ffs(admitted) - 1) * kBucket + lane;
+      if (code < num_codes) best.offer(squared_distance(z, codebook + code * dim, dim), code);
     }
   }
   best.reduce();
   if (lane == 0) {
     ids[row] = best.id;
-    distance[row] = static_cast<float>(squared_distance(vector, codebook + best.id * dim, dim));
+    distance[row] = static_cast<float>(squared_distance(z, codebook + best.id * dim, dim));
   }
 }
 
-__global__ void __launch_bounds__(kThreads)
-choose_double(const double* __restrict__ z, const double* __restrict__ codebook, int64_t num_rows, int64_t num_codes,
-              int64_t dim, int64_t* __restrict__ ids, double* __restrict__ distance) {
-  const int lane = threadIdx.x % kWarp;
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
-  if (row >= num_rows) return;
-  const double* vector = z + row * dim;
-  Best best{static_cast<double>(INFINITY), 0};
-  for (int64_t code = lane; code < num_codes; code += kWarp)
-    best.offer(squared_distance(vector, codebook + code * dim, dim), code);
+__global__ void __launch_bounds__(kThreads) choose_double(NearestCodeCudaParams<double> p) {
+  const int lane = threadIdx.x % kLanes;
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kLanes;
+  if (row >= p.num_rows) return;
+  const double* const z = p.z + row * p.dim;
+  Best best;
+  for (int64_t code = lane; code < p.num_codes; code += kLanes)
+    best.offer(squared_distance(z, p.codebook + code * p.dim, p.dim), code);
   best.reduce();
   if (lane == 0) {
-    ids[row] = best.id;
-    distance[row] = squared_distance(vector, codebook + best.id * dim, dim);
+    p.ids[row] = best.id;
+    p.distance[row] = squared_distance(z, p.codebook + best.id * p.dim, p.dim);
   }
 }
 
-unsigned blocks(int64_t count, int64_t per_block) { return static_cast<unsigned>(ceil_div(count, per_block)); }
-
-}  // namespace
+unsigned blocks_of(int64_t count, int64_t each) { return static_cast<unsigned>(ceil_div(count, each)); }
 
 // launchers
 
-cudaError_t nearest_code_cuda(const NearestCodeParams& p, cudaStream_t stream) {
-  if (p.num_rows == 0) return cudaSuccess;
-  const int64_t num_buckets = ceil_div(p.num_codes, kCudaBucket);
-  center_codes<<<blocks(p.num_codes, kWarps), kThreads, 0, stream>>>(p.codebook, p.center, p.num_codes, p.dim,
-                                                                     p.centered, p.half_norm, p.code_norm);
-  bucket_norms<<<blocks(num_buckets, kThreads), kThreads, 0, stream>>>(p.code_norm, p.num_codes, num_buckets,
-                                                                       p.bucket_norm);
-  row_norms<<<blocks(p.num_rows, kWarps), kThreads, 0, stream>>>(p.z, p.center, p.num_rows, p.dim, p.row_norm);
-  if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
+template <class T>
+cudaError_t round_all(const T* x, const NearestCodeCudaParams<T>& p, const Layout& layout, int64_t count,
+                     const Rounded& out, cudaStream_t stream) {
+  const int64_t padded = ceil_div(count, kTile) * kTile;
+  return launch(round_vectors<T>, blocks_of(padded, kWarps), kThreads, 0, stream, x, p.center, count, padded, p.dim,
+                layout.width, out);
+}
 
-  // The minima of all rows at once could be large: some rows after the other, in one buffer, on one stream.
-  for (int64_t start = 0; start < p.num_rows; start += p.rows_at_a_time) {
-    const int64_t count = p.num_rows - start < p.rows_at_a_time ? p.num_rows - start : p.rows_at_a_time;
-    const float* z = p.z + start * p.dim;
-    const dim3 grid(blocks(count, kTileRows), blocks(p.num_codes, kTileCodes));
-    score_tiles<<<grid, kThreads, 0, stream>>>(z, p.center, p.centered, p.half_norm, count, p.num_codes, p.dim,
-                                               num_buckets, p.bucket_min);
-    choose<<<blocks(count, kWarps), kThreads, 0, stream>>>(
-        z, p.codebook, p.bucket_min, p.bucket_norm, p.row_norm + start, count, p.num_codes, p.dim, num_buckets,
-        PYRAMID_ERROR_FACTOR(p.dim), PYRAMID_ERROR_FLOOR(p.dim), p.ids + start, p.distance + start);
-    if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
+}  // namespace
+
+int64_t nearest_code_cuda_bytes(int64_t num_rows, int64_t num_codes, int64_t dim) {
+  return Layout(nullptr, num_rows, num_codes, dim).bytes;
+}
+
+template <class T>
+cudaError_t nearest_code_cuda(const NearestCodeCudaParams<T>& p, cudaStream_t stream) {
+  const Layout layout(p.workspace, p.num_rows, p.num_codes, p.dim);
+  cudaError_t error = round_all(p.codebook, p, layout, p.num_codes, layout.codes, stream);
+  if (error == cudaSuccess)
+    error = launch(bucket_norms, blocks_of(layout.buckets, kThreads), kThreads, 0, stream, layout.codes.norms,
+                   layout.buckets, layout.bucket_norms);
+  for (int64_t start = 0; start < p.num_rows && error == cudaSuccess; start += layout.panel_rows) {
+    const int64_t left = p.num_rows - start, count = left < layout.panel_rows ? left : layout.panel_rows;
+    const T* const z = p.z + start * p.dim;
+    error = round_all(z, p, layout, count, layout.rows, stream);
+    if (error != cudaSuccess) return error;
+    const int64_t row_tiles = ceil_div(count, kTile);
+    error = launch(score_tiles, static_cast<unsigned>(row_tiles * ceil_div(p.num_codes, kTile)), kThreads, kShared, stream,
+                   layout.rows.numbers, layout.codes.numbers, layout.codes.half, row_tiles, count, layout.width,
+                   layout.buckets, layout.minima);
+    if (error != cudaSuccess) return error;
+    error = launch(choose<T>, blocks_of(count, kWarps), kThreads, 0, stream, z, p.codebook, layout.minima,
+                   layout.bucket_norms, layout.rows.norms, count, p.num_codes, p.dim, layout.buckets, Bound::of(p.dim),
+                   p.ids + start, p.distance + start);
   }
-  return cudaSuccess;
+  return error;
 }
 
-cudaError_t nearest_code_double_cuda(const NearestCodeDoubleParams& p, cudaStream_t stream) {
-  if (p.num_rows == 0) return cudaSuccess;
-  choose_double<<<blocks(p.num_rows, kWarps), kThreads, 0, stream>>>(p.z, p.codebook, p.num_rows, p.num_codes, p.dim,
-                                                                     p.ids, p.distance);
-  return cudaGetLastError();
+template <>
+cudaError_t nearest_code_cuda(const NearestCodeCudaParams<double>& p, cudaStream_t stream) {
+  return launch(choose_double, blocks_of(p.num_rows, kWarps), kThreads, 0, stream, p);
 }
+
+template cudaError_t nearest_code_cuda<float>(const NearestCodeCudaParams<float>&, cudaStream_t);
+template cudaError_t nearest_code_cuda<BFloat16>(const NearestCodeCudaParams<BFloat16>&, cudaStream_t);
+template cudaError_t nearest_code_cuda<Half>(const NearestCodeCudaParams<Half>&, cudaStream_t);
 
 }  // namespace pyramid::kernels

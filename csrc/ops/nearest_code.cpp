@@ -131,7 +131,7 @@ void run(const NearestCodeArguments& a) {
 }
 
 std::tuple<Tensor, Tensor> nearest_code(const Tensor& z, const Tensor& codebook) {
-  const NearestCodeArguments a = prepare(z, codebook, /*widened=*/false);
+  const NearestCodeArguments a = prepare(z, codebook);
   if (a.num_rows == 0) return {a.distance, a.ids};
   PYRAMID_DISPATCH_FLOATING("nearest_code", z, [&] {
     if constexpr (std::is_same_v<element_t, double>) {

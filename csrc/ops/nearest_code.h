@@ -11,7 +11,7 @@
 namespace pyramid::ops {
 
 struct NearestCodeArguments {
-  torch::stable::Tensor z;         // (N, D) contiguous; float32 or float64 where it was asked to be widened
+  torch::stable::Tensor z;         // (N, D) contiguous
   torch::stable::Tensor codebook;  // (K, D) the same
   torch::stable::Tensor ids;       // z's shape without the last axis, int64
   torch::stable::Tensor distance;  // the same, float32 or float64
@@ -19,8 +19,7 @@ struct NearestCodeArguments {
   bool is_double;
 };
 
-inline NearestCodeArguments prepare(const torch::stable::Tensor& z,
-                                    const torch::stable::Tensor& codebook, bool widened = true) {
+inline NearestCodeArguments prepare(const torch::stable::Tensor& z, const torch::stable::Tensor& codebook) {
   using torch::headeronly::ScalarType;
   PYRAMID_CHECK(z.dim() >= 1 && codebook.dim() == 2 && z.size(-1) == codebook.size(1) && z.size(-1) > 0,
                 "nearest_code: z must be (..., D) and codebook (K, D) with D > 0, got ", shape_of(z), " and ",
@@ -36,11 +35,8 @@ inline NearestCodeArguments prepare(const torch::stable::Tensor& z,
   NearestCodeArguments a;
   a.is_double = dtype == ScalarType::Double;
   const ScalarType compute = a.is_double ? ScalarType::Double : ScalarType::Float;
-  const auto laid_out = [&](const torch::stable::Tensor& x) {
-    return torch::stable::contiguous(widened ? torch::stable::to(x, compute) : x);
-  };
-  a.z = laid_out(z);
-  a.codebook = laid_out(codebook);
+  a.z = torch::stable::contiguous(z);
+  a.codebook = torch::stable::contiguous(codebook);
   std::vector<int64_t> shape;
   a.num_rows = 1;
   for (int64_t i = 0; i + 1 < z.dim(); ++i) {
@@ -52,14 +48,6 @@ inline NearestCodeArguments prepare(const torch::stable::Tensor& z,
   a.ids = torch::stable::new_empty(a.z, shape, ScalarType::Long);
   a.distance = torch::stable::new_empty(a.z, shape, compute);
   return a;
-}
-
-// Any centre is right; the mean of the codes makes the error bound tight.
-inline torch::stable::Tensor mean_code(const torch::stable::Tensor& codebook) {
-  const std::vector<int64_t> rows{0};
-  const torch::stable::Tensor sum = torch::stable::sum(codebook, rows);
-  const torch::stable::Tensor zero = torch::stable::new_zeros(sum, {sum.size(0)});
-  return torch::stable::subtract(zero, sum, -1.0 / static_cast<double>(codebook.size(0)));
 }
 
 }  // namespace pyramid::ops

@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <string>
@@ -82,6 +83,22 @@ inline float fast_exp2(float x) { return std::exp2(x); }
 
 // tensor cores
 
+// As the worst of them add (Fasi, Higham, Mikaitis and Pranesh 2021, "Numerical behavior of NVIDIA tensor cores"): all terms
+// cut off below the 24 bits of the greatest, so is the sum.
+inline float sum_of_tensor_cores(const double* terms, int count) {
+  double greatest = 0, sum = 0;
+  for (int i = 0; i < count; ++i) greatest = std::fmax(greatest, std::fabs(terms[i]));
+  for (int i = 0; i < count; ++i) sum += terms[i];
+  if (!std::isfinite(sum) || greatest == 0) return static_cast<float>(sum);
+  int exponent;
+  std::frexp(greatest, &exponent);
+  const double unit = std::ldexp(1.0, std::max(exponent - 24, -149)), inverse = 1 / unit;
+  sum = 0;
+  for (int i = 0; i < count; ++i) sum += std::trunc(terms[i] * inverse) * unit;
+  const float nearest = static_cast<float>(sum);
+  return std::fabs(nearest) > std::fabs(sum) ? std::nextafter(nearest, 0.0f) : nearest;
+}
+
 template <class T>
 void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   struct Fragments {
@@ -103,10 +120,11 @@ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     for (int lane = 0; lane < 32; ++lane)
       for (int i = 0; i < 4; ++i) {  // PTX: c0..c3
         const int row = lane / 4 + (i / 2) * 8, column = lane % 4 * 2 + i % 2;
-        double sum = 0;
-        for (int k = 0; k < 16; ++k) sum += static_cast<double>(left[row][k]) * right[k][column];
+        double terms[17];
         float& target = static_cast<Fragments*>(all[lane])->c[i];
-        target = static_cast<float>(target + sum);
+        for (int k = 0; k < 16; ++k) terms[k] = static_cast<double>(left[row][k]) * right[k][column];
+        terms[16] = target;
+        target = sum_of_tensor_cores(terms, 17);
       }
   });
 }

@@ -46,6 +46,7 @@ SAMPLES = [
     ("small", vectors((2, 3), 5, 4, 1.3)),
     ("tail of every tile", vectors((129,), 301, 7, 2.0)),
     ("wide", vectors((31,), 130, 130, 50.0)),
+    ("wider than a block", vectors((5,), 70, 300, 200.0)),
     ("sharp", vectors((400,), 300, 20, 0.05)),
     ("far from zero", vectors((50,), 300, 9, 3.0, shift=40.0)),
 ]
