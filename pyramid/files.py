@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -19,3 +20,30 @@ def replacing(path: str | Path) -> Iterator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def filling(folder: str | Path, last: str) -> Iterator[Path]:
+    """A temporary folder inside `folder`, for writing; at the end of the block all that lies in it moves into `folder`,
+    in the place of what had its name. `last` is the file that tells of the others: it goes first and comes last. After
+    an error nothing stays, what was in `folder` before is left as it is, and a `folder` that is new is removed."""
+    folder = Path(folder)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    part = folder / f".{os.getpid()}.part"
+    try:
+        part.mkdir(parents=True)
+        yield part
+        old = part / ".old"
+        old.mkdir()
+        entries = sorted(path.name for path in part.iterdir() if path != old)
+        for name in (last, *(name for name in entries if name != last)):  # first the one that would tell of the rest
+            if (folder / name).exists():
+                (folder / name).rename(old / name)
+        for name in (*(name for name in entries if name != last), last):
+            (part / name).rename(folder / name)
+        made = []
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()

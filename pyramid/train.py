@@ -67,8 +67,12 @@ class TokenizerTraining(TrainingModule):
             self.tokenizer = PyramidTokenizer.from_pretrained(config.initialize).train()
         else:
             self.tokenizer = PyramidTokenizer(config.model)
-        self.usage = [CodeUsage(level.quantizer.codebook_size) for level in self.tokenizer.levels.levels]
+        self.count_usage()
         self.val_psnr: list[list[Tensor]] = []
+
+    def count_usage(self) -> None:
+        """Count the codes of every level of `tokenizer` from here on."""
+        self.usage = [CodeUsage(level.quantizer.codebook_size) for level in self.tokenizer.levels.levels]
 
     # ------------------------------------------------------------------------------------------ steps
 

@@ -11,7 +11,7 @@ import traceback
 
 import typer
 
-from tasks import bench, caption, doctor, generate, info, quickstart, reconstruct, train
+from tasks import bench, caption, data, doctor, generate, info, quickstart, reconstruct, train
 from tasks.console import DONE, OUR_FAULT, USER_CAN_MEND, one_line, user_can_mend
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.command()(caption.caption)
 app.command()(generate.generate)
 app.command()(info.info)
 app.command()(doctor.doctor)
+app.add_typer(data.app, name="data")
 app.add_typer(bench.app, name="bench")
 app.command()(quickstart.quickstart)
 

@@ -50,3 +50,11 @@ def parse_details(text: str, num_levels: int) -> list[int]:
     if not all(1 <= first <= last <= num_levels for first, last in spans):
         raise ValueError(f"--detail: expected all, or numbers from 1 to {num_levels} such as 2 or 1-3, got {text!r}")
     return sorted({detail for first, last in spans for detail in range(first, last + 1)})
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`64` or `64x112` -> (height, width). Raises ValueError for what is no size."""
+    sides = text.lower().split("x")
+    if not (len(sides) in (1, 2) and all(side.isascii() and side.isdigit() and int(side) > 0 for side in sides)):
+        raise ValueError(f"--size: expected a height, or height x width such as 64x112, got {text!r}")
+    return int(sides[0]), int(sides[-1])

@@ -66,7 +66,6 @@ def tokenizer_step(
 ) -> Callable[[], float]:
     """A step of `pyramid train tokenizer -c mini`: what it gives is the loss. `vocabulary`: words, numbers of each, and
     the bits of the fine levels, in place of the config's."""
-    from pyramid.metrics import CodeUsage
     from pyramid.tokenizer import PyramidTokenizer
     from pyramid.train import TokenizerTraining, TrainTokenizerConfig
     from tasks.train import read_config
@@ -81,7 +80,7 @@ def tokenizer_step(
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, levels=levels))
     module = TokenizerTraining(config)
     module.tokenizer = PyramidTokenizer(config.model, _random_words(num_words, width)).train()
-    module.usage = [CodeUsage(level.quantizer.codebook_size) for level in module.tokenizer.levels.levels]
+    module.count_usage()
     return _step(module, batch, device)
 
 

@@ -13,6 +13,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <cassert>
+
 namespace pyramid::kernels {
 
 constexpr unsigned kAllLanes = 0xffffffffu;
@@ -36,6 +38,12 @@ template <class T>
 __device__ __forceinline__ T* dynamic_shared() {
   extern __shared__ __align__(16) unsigned char pyramid_dynamic_shared[];
   return reinterpret_cast<T*>(pyramid_dynamic_shared);
+}
+
+// A device-side assertion: ends the launch, and the process's use of the device, with `text` on stderr. As torch does
+// where an index is out of range: the host need not wait to hear of it.
+__device__ __forceinline__ void device_assert(bool good, const char* text) {
+  if (!good) __assert_fail(text, "pyramid", 0, "on the device");
 }
 
 // numbers

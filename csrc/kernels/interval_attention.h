@@ -69,6 +69,20 @@ PYRAMID_PER_ISA(template <class T> bool interval_attention_backward_tasks(const 
                                                                           int64_t begin, int64_t end))
 
 #if PYRAMID_WITH_CUDA
+constexpr int kHullRows = 64;
+
+// The intervals as they came -> those that the kernels take; bad ones are a device-side assertion.
+template <class Integer>
+struct IntervalsCudaParams {
+  const Integer* given;  // (num_sets, S, 4)
+  int64_t num_sets, num_queries, num_keys;
+  int32_t* intervals;  // (num_sets, S, 4) out
+  int32_t* hulls;      // (num_sets, ceil(S / kHullRows), 4) out: the hull of each kind in a tile of queries; or null
+};
+
+template <class Integer>
+cudaError_t read_intervals_cuda(const IntervalsCudaParams<Integer>&, cudaStream_t stream);
+
 // With few queries (decoding) the keys are cut into slices of a fixed size, one a block, and the slices' results are put
 // together by a second kernel. The cuts depend on S, Skv and H / Hkv only, so no result depends on the batch.
 int64_t interval_attention_slices(const IntervalAttentionShape&);  // 1: the workspace is not used
@@ -83,12 +97,10 @@ struct IntervalAttentionSplitParams {
 template <class T>
 cudaError_t interval_attention_cuda(const IntervalAttentionSplitParams<T>&, cudaStream_t stream);
 
-constexpr int kHullRows = 64;
-
 template <class T>
 struct IntervalAttentionCudaBackwardParams {
   IntervalAttentionBackwardParams<T> attention;
-  int32_t* hulls;  // (B or 1, ceil(S / kHullRows), 4) workspace: of the intervals of a tile of queries
+  const int32_t* hulls;  // (B or 1, ceil(S / kHullRows), 4), from read_intervals_cuda
 };
 
 template <class T>

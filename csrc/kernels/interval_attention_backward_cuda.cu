@@ -1,15 +1,19 @@
 // The gradients of interval_attention on CUDA, bfloat16 and float16 on the tensor cores. Deterministic: no atomic adds, a
 // block owns what it writes.
 //
-//   row_deltas   delta_i = grad_out_i . out_i                              a warp a row
-//   tile_hulls   what 64 queries see, roughly: one hull a kind of interval a warp a tile
-//   gradients    once with blocks that own queries (grad_q), once with blocks that own keys (grad_k, grad_v)
+//   row_deltas   float32, float64: delta_i = grad_out_i . out_i            a warp a row
+//   gradients    16-bit types, three times: deltas and grad_q with blocks that own queries, grad_k and grad_v with blocks
+//                that own keys
 //
-// Both kinds of block are one kernel. It owns rows of two inputs (q and grad_out; k and v) and streams tiles of the other
-// two (k and v; q and grad_out) through shared memory, the next pair on the way while one is used. 16 streamed rows at a
-// time, in registers:
+// Where softmax is nearly one key, dp - delta is a small difference, and a delta from the rounded 16-bit out is off by more
+// than that: so it is summed, delta_i = sum_j p_ij dp_ij, from the p and dp of which it is taken. That pass costs 2 matrix
+// products beside the 3 + 4 of the others.
+//
+// All blocks are one kernel. It owns rows of two inputs (q and grad_out; k and v) and streams tiles of the other two (k and
+// v; q and grad_out) through shared memory, the next pair on the way while one is used. 16 streamed rows at a time, in
+// registers:
 //   s = own_1 other_1^T    dp = own_2 other_2^T    p = exp(s - logsumexp)    ds = p (dp - delta)
-//   grad_1 += ds other_1                           and, owning keys: grad_2 += p other_2
+//   deltas: delta += sum p dp    queries: grad_1 += ds other_1    keys: grad_1 += ds other_1, grad_2 += p other_2
 // where with keys s, dp, p, ds are the transposed of what they are with queries.
 #include "interval_attention_cuda.cuh"
 
@@ -19,11 +23,15 @@ namespace {
 constexpr int kWarps = 4, kThreads = kWarps * kLanes, kOthers = 64, kStages = 2;
 static_assert(kOthers == kHullRows, "a streamed tile of queries is what has a hull");
 
-template <class T_, int kDim_, int kOwnTiles_, bool kOwnKeys_>
+enum class Of { deltas, queries, keys };
+
+template <class T_, Of kOf_, int kDim_, int kOwnTiles_>
 struct Plan {
   using T = T_;
+  static constexpr Of kOf = kOf_;
+  static constexpr bool kOwnKeys = kOf == Of::keys;
   static constexpr int kDim = kDim_, kOwnTiles = kOwnTiles_;
-  static constexpr bool kOwnKeys = kOwnKeys_;
+  static constexpr int kBlocks = kDim == 128 ? 1 : kDim * kOwnTiles > 64 ? 2 : 3;  // on a multiprocessor, by registers
   static constexpr int kWarpRows = 16 * kOwnTiles, kOwnRows = kWarpRows * kWarps;
   static constexpr int kStreamed = kStages * 2 * kOthers;
   // The own rows lie where the streamed ones will, until they are in registers.
@@ -51,37 +59,18 @@ __device__ __forceinline__ int next_tile(const int32_t* hulls, int num_tiles, in
 
 // kernels
 
-template <class T>
-__global__ void __launch_bounds__(kThreads) row_deltas(IntervalAttentionBackwardParams<T> p) {
-  using C = compute_t<T>;
+template <class C>
+__global__ void __launch_bounds__(kThreads) row_deltas(IntervalAttentionBackwardParams<C> p) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kLanes, dim = p.shape.value_dim;
   if (row >= p.shape.batch * p.shape.heads * p.shape.num_queries) return;
   C sum = 0;
-  for (int64_t e = threadIdx.x % kLanes; e < dim; e += kLanes) sum += C(widen(p.out[row * dim + e])) * C(widen(p.grad_out[row * dim + e]));
+  for (int64_t e = threadIdx.x % kLanes; e < dim; e += kLanes) sum += p.out[row * dim + e] * p.grad_out[row * dim + e];
   for (int step = kLanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
   if (threadIdx.x % kLanes == 0) p.delta[row] = sum;
 }
 
-__global__ void __launch_bounds__(kThreads)
-tile_hulls(const int32_t* intervals, int64_t num_queries, int64_t num_tiles, int64_t num_sets, int32_t* hulls) {
-  const int64_t tile = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kLanes;
-  if (tile >= num_tiles * num_sets) return;
-  const int64_t set = tile / num_tiles, first = tile % num_tiles * kHullRows;
-  Span hull{kNoBlock, 0, kNoBlock, 0};
-  for (int64_t row = first + threadIdx.x % kLanes; row < first + kHullRows && row < num_queries; row += kLanes) {
-    const Span s = read_span(intervals + (set * num_queries + row) * 4);
-    if (s.a < s.b) hull.a = min(hull.a, s.a), hull.b = max(hull.b, s.b);
-    if (s.c < s.d) hull.c = min(hull.c, s.c), hull.d = max(hull.d, s.d);
-  }
-  hull.a = __reduce_min_sync(kAllLanes, hull.a);
-  hull.b = -__reduce_min_sync(kAllLanes, -hull.b);
-  hull.c = __reduce_min_sync(kAllLanes, hull.c);
-  hull.d = -__reduce_min_sync(kAllLanes, -hull.d);
-  if (threadIdx.x % kLanes == 0) *reinterpret_cast<Span*>(hulls + tile * 4) = hull;
-}
-
 template <class P>
-__global__ void __launch_bounds__(kThreads) gradients(Arguments<typename P::T> x) {
+__global__ void __launch_bounds__(kThreads, P::kBlocks) gradients(Arguments<typename P::T> x) {
   using T = typename P::T;
   constexpr int kSteps = P::kDim / 16;
   const IntervalAttentionBackwardParams<T>& p = x.p.attention;
@@ -95,11 +84,12 @@ __global__ void __launch_bounds__(kThreads) gradients(Arguments<typename P::T> x
 
   const int num_queries = static_cast<int>(shape.num_queries), num_keys = static_cast<int>(shape.num_keys);
   const int dim = static_cast<int>(shape.dim), value_dim = static_cast<int>(shape.value_dim);
-  const int64_t own_heads = P::kOwnKeys ? shape.kv_heads : shape.heads, together = shape.heads / shape.kv_heads;
-  const int64_t own_head = blockIdx.x / x.num_tiles % own_heads, batch = blockIdx.x / x.num_tiles / own_heads;
-  const int64_t kv_head = P::kOwnKeys ? own_head : own_head / together;
+  const int own_heads = static_cast<int>(P::kOwnKeys ? shape.kv_heads : shape.heads);
+  const int together = static_cast<int>(shape.heads / shape.kv_heads), index = static_cast<int>(blockIdx.x);
+  const int own_head = index / x.num_tiles % own_heads, kv_head = P::kOwnKeys ? own_head : own_head / together;
+  const int64_t batch = index / x.num_tiles / own_heads;
   // The tiles with most to do come first, where attention is causal.
-  const int own_tile = static_cast<int>(blockIdx.x % x.num_tiles);
+  const int own_tile = index % x.num_tiles;
   const int first_own = (P::kOwnKeys ? own_tile : x.num_tiles - 1 - own_tile) * P::kOwnRows;
   const T* const k = p.k + batch * shape.k.batch + kv_head * shape.k.head;
   const T* const v = p.v + batch * shape.v.batch + kv_head * shape.v.head;
@@ -108,31 +98,25 @@ __global__ void __launch_bounds__(kThreads) gradients(Arguments<typename P::T> x
   const int32_t* const hulls = x.p.hulls + (shape.interval_batch == 0 ? 0 : batch) * num_hulls * 4;
 
   // Rows [first, first + kRows) of the two inputs of the queries of `head`, or of those of the keys, on their way.
-  const auto load_queries = [&]<int kRows>(T* tile, int64_t head, int first) {
-    const T* const q = p.q + batch * shape.q.batch + head * shape.q.head;
-    const T* const grad = p.grad_out + (batch * shape.heads + head) * shape.num_queries * shape.value_dim;
-    load_tile<kRows, P::kDim, kThreads>(tile, dim, x.q_vectors, [&](int row) -> const T* {
-      return first + row < num_queries ? q + (first + row) * shape.q.row : nullptr;
-    });
-    load_tile<kRows, P::kDim, kThreads>(tile + kRows * kPitch<P::kDim>, value_dim, x.grad_vectors, [&](int row) -> const T* {
-      return first + row < num_queries ? grad + static_cast<int64_t>(first + row) * value_dim : nullptr;
-    });
+  const auto load_queries = [&]<int kRows>(T* tile, int head, int first) {
+    const T* const q = p.q + batch * shape.q.batch + head * shape.q.head + first * shape.q.row;
+    const T* const grad = p.grad_out + ((batch * shape.heads + head) * shape.num_queries + first) * shape.value_dim;
+    load_tile<kRows, P::kDim, kThreads>(tile, q, shape.q.row, num_queries - first, dim, x.q_vectors);
+    load_tile<kRows, P::kDim, kThreads>(tile + kRows * kPitch<P::kDim>, grad, shape.value_dim, num_queries - first,
+                                        value_dim, x.grad_vectors);
   };
   const auto load_keys = [&]<int kRows>(T* tile, int first) {
-    load_tile<kRows, P::kDim, kThreads>(tile, dim, x.k_vectors, [&](int row) -> const T* {
-      return first + row < num_keys ? k + (first + row) * shape.k.row : nullptr;
-    });
-    load_tile<kRows, P::kDim, kThreads>(tile + kRows * kPitch<P::kDim>, value_dim, x.v_vectors, [&](int row) -> const T* {
-      return first + row < num_keys ? v + (first + row) * shape.v.row : nullptr;
-    });
+    load_tile<kRows, P::kDim, kThreads>(tile, k + first * shape.k.row, shape.k.row, num_keys - first, dim, x.k_vectors);
+    load_tile<kRows, P::kDim, kThreads>(tile + kRows * kPitch<P::kDim>, v + first * shape.v.row, shape.v.row,
+                                        num_keys - first, value_dim, x.v_vectors);
   };
   // Span, logsumexp and delta of queries; where there is none: sees nothing, zeros.
-  const auto load_rows = [&](int at, int64_t head, int first, int count) {
+  const auto load_rows = [&](int at, int head, int first, int count) {
     const int64_t row = (batch * shape.heads + head) * shape.num_queries + first;
     for (int i = threadIdx.x; i < count; i += kThreads) {
       const bool valid = first + i < num_queries;
       copy_async_4(logsumexps + at + i, p.logsumexp + row + i, valid);
-      copy_async_4(deltas + at + i, p.delta + row + i, valid);
+      if (P::kOf != Of::deltas) copy_async_4(deltas + at + i, p.delta + row + i, valid);
       for (int part = 0; part < 4; ++part)
         copy_async_4(&spans[at + i].a + part, intervals + (static_cast<int64_t>(first) + i) * 4 + part, valid);
     }
@@ -164,7 +148,7 @@ __global__ void __launch_bounds__(kThreads) gradients(Arguments<typename P::T> x
     if constexpr (P::kOwnKeys) return next_tile(hulls, num_hulls, from, first_own, end_own);
     return next_block<kOthers>(spans, P::kOwnRows, from);
   };
-  const auto load_stage = [&](int stage, int64_t head, int block) {
+  const auto load_stage = [&](int stage, int head, int block) {
     T* const tile = tiles + stage * 2 * kOthers * kPitch<P::kDim>;
     if constexpr (P::kOwnKeys) {
       load_queries.template operator()<kOthers>(tile, head, block * kOthers);
@@ -176,14 +160,16 @@ __global__ void __launch_bounds__(kThreads) gradients(Arguments<typename P::T> x
   };
   const int first_block_seen = next_block_of(0);
   int block = first_block_seen, stage = 0;
-  int64_t head = kv_head * together;
+  int head = kv_head * together;
   if (block != kNoBlock) load_stage(0, head, block);
 
-  float grad_1[P::kOwnTiles][P::kDim / 8][4] = {}, grad_2[P::kOwnTiles][P::kOwnKeys ? P::kDim / 8 : 1][4] = {};
+  constexpr int kColumns = P::kDim / 8;
+  float grad_1[P::kOwnTiles][P::kOf == Of::deltas ? 1 : kColumns][4] = {};
+  float grad_2[P::kOwnTiles][P::kOwnKeys ? kColumns : 1][4] = {}, delta[P::kOwnTiles][2] = {};
   const float scale = static_cast<float>(shape.scale) * kLog2E;
   while (block != kNoBlock) {
     int next = next_block_of(block + 1);
-    int64_t next_head = head;
+    int next_head = head;
     if (P::kOwnKeys && next == kNoBlock && ++next_head < (kv_head + 1) * together) next = first_block_seen;
     wait_copies<0>();
     __syncthreads();  // this stage is there, and nobody reads the other any more
@@ -247,10 +233,15 @@ __global__ void __launch_bounds__(kThreads) gradients(Arguments<typename P::T> x
             float share = fast_exp2(fmaf(s[i][n][r], scale, logsumexps[query] * -kLog2E));
             if (!whole && !sees(spans[query], key)) share = 0;
             s[i][n][r] = share;
-            dp[i][n][r] = share * (dp[i][n][r] - deltas[query]);
+            if constexpr (P::kOf == Of::deltas) {
+              delta[i][r / 2] += share * dp[i][n][r];
+            } else {
+              dp[i][n][r] = share * (dp[i][n][r] - deltas[query]);
+            }
           }
         }
       }
+      if constexpr (P::kOf == Of::deltas) continue;
       uint32_t p_left[P::kOwnTiles][4], ds_left[P::kOwnTiles][4];
 #pragma unroll
       for (int i = 0; i < P::kOwnTiles; ++i) {
@@ -281,6 +272,19 @@ __global__ void __launch_bounds__(kThreads) gradients(Arguments<typename P::T> x
     stage ^= 1;
   }
 
+  if constexpr (P::kOf == Of::deltas) {
+#pragma unroll
+    for (int i = 0; i < P::kOwnTiles; ++i) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float sum = delta[i][half] + __shfl_xor_sync(kAllLanes, delta[i][half], 1);
+        sum += __shfl_xor_sync(kAllLanes, sum, 2);
+        const int own = first_own + warp_row + i * 16 + result_row(2 * half);
+        if (own < num_queries && threadIdx.x % 4 == 0) p.delta[(batch * own_heads + own_head) * num_queries + own] = sum;
+      }
+    }
+    return;
+  }
   const float factor = static_cast<float>(shape.scale);
   const int num_own = P::kOwnKeys ? num_keys : num_queries;
   T* const to_1 = P::kOwnKeys ? p.grad_k : p.grad_q;
@@ -292,7 +296,7 @@ __global__ void __launch_bounds__(kThreads) gradients(Arguments<typename P::T> x
       if (own >= num_own) continue;
       const int64_t row = (batch * own_heads + own_head) * num_own + own;
 #pragma unroll
-      for (int e = 0; e < P::kDim / 8; ++e) {
+      for (int e = 0; e < kColumns; ++e) {
         const int column = e * 8 + result_column(0);
         store_pair(to_1 + row * dim, column, dim, grad_1[i][e][2 * half] * factor, grad_1[i][e][2 * half + 1] * factor);
         if constexpr (P::kOwnKeys)
@@ -318,27 +322,20 @@ cudaError_t start(const IntervalAttentionCudaBackwardParams<typename P::T>& p, c
   return launch(gradients<P>, static_cast<unsigned>(blocks), kThreads, P::kShared, stream, x);
 }
 
-template <class T, int kDim, int kQueryTiles, int kKeyTiles>
-cudaError_t start_both(const IntervalAttentionCudaBackwardParams<T>& p, cudaStream_t stream) {
-  const cudaError_t error = start<Plan<T, kDim, kQueryTiles, false>>(p, stream);
-  return error == cudaSuccess ? start<Plan<T, kDim, kKeyTiles, true>>(p, stream) : error;
+template <class T, int kDim, int kDeltaTiles, int kQueryTiles, int kKeyTiles>
+cudaError_t start_all(const IntervalAttentionCudaBackwardParams<T>& p, cudaStream_t stream) {
+  cudaError_t error = start<Plan<T, Of::deltas, kDim, kDeltaTiles>>(p, stream);
+  if (error == cudaSuccess) error = start<Plan<T, Of::queries, kDim, kQueryTiles>>(p, stream);
+  return error == cudaSuccess ? start<Plan<T, Of::keys, kDim, kKeyTiles>>(p, stream) : error;
 }
 
 template <class T>
 cudaError_t start_tiles(const IntervalAttentionCudaBackwardParams<T>& p, cudaStream_t stream) {
-  const IntervalAttentionShape& shape = p.attention.shape;
-  const int64_t num_sets = shape.interval_batch == 0 ? 1 : shape.batch, tiles = ceil_div(shape.num_queries, kHullRows);
-  const int64_t blocks = ceil_div(num_sets * tiles, kWarps), dim = max(shape.dim, shape.value_dim);
-  if (blocks > 0x7fffffff) return cudaErrorInvalidConfiguration;
-  if (blocks > 0) {
-    const cudaError_t error = launch(tile_hulls, static_cast<unsigned>(blocks), kThreads, 0, stream, p.attention.intervals,
-                                     shape.num_queries, tiles, num_sets, p.hulls);
-    if (error != cudaSuccess) return error;
-  }
-  if (dim <= 32) return start_both<T, 32, 2, 2>(p, stream);
-  if (dim <= 64) return start_both<T, 64, 2, 1>(p, stream);
-  if (dim <= 96) return start_both<T, 96, 1, 1>(p, stream);
-  return start_both<T, 128, 1, 1>(p, stream);
+  const int64_t dim = max(p.attention.shape.dim, p.attention.shape.value_dim);
+  if (dim <= 32) return start_all<T, 32, 2, 2, 2>(p, stream);
+  if (dim <= 64) return start_all<T, 64, 2, 2, 1>(p, stream);
+  if (dim <= 96) return start_all<T, 96, 2, 1, 1>(p, stream);
+  return start_all<T, 128, 2, 1, 1>(p, stream);
 }
 
 }  // namespace
@@ -347,14 +344,15 @@ template <class T>
 cudaError_t interval_attention_backward_cuda(const IntervalAttentionCudaBackwardParams<T>& p, cudaStream_t stream) {
   const IntervalAttentionShape& shape = p.attention.shape;
   if (shape.num_queries > kMostRows || shape.num_keys > kMostRows) return cudaErrorInvalidValue;
-  const int64_t blocks = ceil_div(shape.batch * shape.heads * shape.num_queries, kWarps);
-  if (blocks > 0x7fffffff) return cudaErrorInvalidConfiguration;
-  if (blocks > 0) {
-    const cudaError_t error = launch(row_deltas<T>, static_cast<unsigned>(blocks), kThreads, 0, stream, p.attention);
-    if (error != cudaSuccess) return error;
-  }
   if constexpr (sizeof(T) == 2) {
     if (max(shape.dim, shape.value_dim) <= kMostTensorDim) return start_tiles(p, stream);
+  } else {
+    const int64_t blocks = ceil_div(shape.batch * shape.heads * shape.num_queries, kWarps);
+    if (blocks > 0x7fffffff) return cudaErrorInvalidConfiguration;
+    if (blocks > 0) {
+      const cudaError_t error = launch(row_deltas<T>, static_cast<unsigned>(blocks), kThreads, 0, stream, p.attention);
+      if (error != cudaSuccess) return error;
+    }
   }
   return interval_attention_backward_plain(p.attention, stream);
 }

@@ -17,7 +17,7 @@ namespace {
 
 constexpr int64_t kPanelBlocks = 5;
 constexpr int64_t kPanel = kPanelBlocks * kBlockQueries;
-constexpr int64_t kFew = 4;  // queries up to which the lanes run along D
+constexpr int64_t kFew = 4;  // queries up to which the lanes run along D, or along the keys
 
 template <class T>
 struct Task {
@@ -82,6 +82,10 @@ void clear_lanes(const Task<T>& t, const Workspace& w) {
       w.queries[(at / kBlockQueries * t.p.shape.dim + d) * kBlockQueries + at % kBlockQueries] = 0;
 }
 
+inline float logsumexp_of(float greatest, float sum, const Scale& scale) {
+  return sum == 0 ? -__builtin_inff() : greatest * scale.of_score + (float)__builtin_log((double)sum);
+}
+
 template <class T>
 void store_block(const Task<T>& t, const Workspace& w, int64_t block) {
   const int64_t first = t.begin + block * kBlockQueries;
@@ -91,8 +95,7 @@ void store_block(const Task<T>& t, const Workspace& w, int64_t block) {
     const int64_t at = t.rows.index(first + lane);
     T* to = t.p.out + at * t.p.shape.value_dim;
     for (int64_t e = 0; e < t.p.shape.value_dim; ++e) to[e] = narrow<T>(from[e * kBlockQueries] * inverse);
-    t.p.logsumexp[at] = sum == 0 ? -__builtin_inff()
-                                 : w.greatest[block * kBlockQueries + lane] * t.scale.of_score + (float)__builtin_log((double)sum);
+    t.p.logsumexp[at] = logsumexp_of(w.greatest[block * kBlockQueries + lane], sum, t.scale);
   }
 }
 
@@ -110,69 +113,94 @@ void run_panel(const Task<T>& t, Workspace& w) {
 
   for (int64_t first = 0; first < s.num_keys; first += kBlockKeys) {
     const int64_t count = s.num_keys - first < kBlockKeys ? s.num_keys - first : kBlockKeys;
-    bool loaded = false;
+    Tile keys = rows_as_they_are(t.k + first * s.k.row, s.k.row, count, s.dim);
+    Tile values = rows_as_they_are(t.v + first * s.v.row, s.v.row, count, s.value_dim);
     for (int64_t block = 0; block < blocks; ++block) {
       const SeenBy& seen = w.seen[block];
       const Sight sight = seen.sight(first, first + count);
       if (sight == Sight::none) continue;
-      if (!loaded) {
-        load_rows(t.k + first * s.k.row, s.k.row, count, s.dim, w.keys, w.key_step);
-        load_rows(t.v + first * s.v.row, s.v.row, count, s.value_dim, w.values, w.value_step);
-        loaded = true;
-      }
-      multiply<Along::columns>(w.keys, w.key_step, w.queries + block * s.dim * kBlockQueries, kBlockQueries,
+      if (!keys.data) keys = load_rows(t.k + first * s.k.row, s.k.row, count, s.dim, w.keys, w.key_step);
+      if (!values.data) values = load_rows(t.v + first * s.v.row, s.v.row, count, s.value_dim, w.values, w.value_step);
+      multiply<Along::columns>(keys.data, keys.step, w.queries + block * s.dim * kBlockQueries, kBlockQueries,
                                round_up(count, kTileRows), s.dim, seen.vecs, w.scores, kBlockQueries, false);
       if (sight == Sight::some) seen.hide(w.scores, first, count);
       float* out = w.out + block * w.value_rows * kBlockQueries;
       online_softmax(w.scores, t.scale.of_score, count, seen.vecs, w.greatest + block * kBlockQueries, w.sum + block * kBlockQueries, out,
                      w.value_rows);
-      multiply<Along::rows>(w.values, w.value_step, w.scores, kBlockQueries, w.value_rows, count, seen.vecs, out,
+      multiply<Along::rows>(values.data, values.step, w.scores, kBlockQueries, w.value_rows, count, seen.vecs, out,
                             kBlockQueries, true);
     }
   }
   for (int64_t block = 0; block < blocks; ++block) store_block(t, w, block);
 }
 
-// One query against the keys, lanes along D.
-template <class T>
-void run_row(const Task<T>& t, Workspace& w, int64_t r) {
-  const IntervalAttentionShape& s = t.p.shape;
-  const int64_t dim = round_up(s.dim, kLanes), value_dim = round_up(s.value_dim, kLanes);
-  float* const query = w.queries;  // (dim,) then out (value_dim,): a panel is longer than both
-  float* const out = w.out;
-  fill(query, dim, 0);
-  fill(out, value_dim, 0);
-  widen_row(t.rows.row(t.p.q, s.q, r), s.dim, query);
-  for (int64_t d = 0; d < s.dim; ++d) query[d] *= t.scale.of_query;
-  const Spans spans = t.rows.spans(t.p.intervals, s.interval_batch, r);
-  const Vec by = splat(t.scale.of_score);
-  float greatest = -__builtin_inff(), sum = 0;
-  for (int part = 0; part < 2; ++part) {
-    const int64_t stop = part ? spans.d : spans.b;
-    for (int64_t first = part ? spans.c : spans.a; first < stop; first += kBlockKeys) {
-      const int64_t count = stop - first < kBlockKeys ? stop - first : kBlockKeys;
-      float top = greatest;
-      for (int64_t j = 0; j < count; ++j) {
-        w.scores[j] = dot(query, t.k + (first + j) * s.k.row, s.dim);
-        if (!(w.scores[j] <= top)) top = w.scores[j];
-      }
-      const float shift = top == -__builtin_inff() ? 0 : top;
-      for (int64_t j = count; j < round_up(count, kLanes); ++j) w.scores[j] = -__builtin_inff();
-      Vec total = splat(0.0f);
-      for (int64_t j = 0; j < count; j += kLanes) {
-        const Vec weight = exp_or_zero((load<Vec>(w.scores + j) - splat(shift)) * by);
-        store(w.scores + j, weight);
-        total += weight;
-      }
-      const Vec keep = exp_or_zero(splat(greatest - shift) * by);
-      sum = sum * keep[0] + lane_sum(total);
-      add_rows(out, keep, w.scores, t.v + first * s.v.row, s.v.row, count, s.value_dim);
-      greatest = top;
-    }
+// One query of few.
+struct Row {
+  float *query, *out;  // (dim,), (value_dim,), both rounded up to kLanes
+  float* weights;      // (kBlockKeys,)
+  float greatest, sum;
+  Spans spans;
+};
+
+// The softmax of a row goes on with its scores of a block of keys, -inf where it sees none; they become weights.
+inline void add_scores(Row& row, float of_score, int64_t value_dim) {
+  const Vec by = splat(of_score);
+  Vec top = splat(row.greatest);
+  for (int64_t j = 0; j < kBlockKeys; j += kLanes) top = max(load<Vec>(row.weights + j), top);
+  const float greatest = lane_max(top), shift = greatest == -__builtin_inff() ? 0 : greatest;
+  Vec total = splat(0.0f);
+  for (int64_t j = 0; j < kBlockKeys; j += kLanes) {
+    const Vec weight = exp_or_zero((load<Vec>(row.weights + j) - splat(shift)) * by);
+    store(row.weights + j, weight);
+    total += weight;
   }
-  const int64_t at = t.rows.index(r);
-  for (int64_t e = 0; e < s.value_dim; ++e) t.p.out[at * s.value_dim + e] = narrow<T>(sum == 0 ? 0 : out[e] / sum);
-  t.p.logsumexp[at] = sum == 0 ? -__builtin_inff() : greatest * t.scale.of_score + (float)__builtin_log((double)sum);
+  const Vec keep = exp_or_zero(splat(row.greatest - shift) * by);
+  row.sum = row.sum * keep[0] + lane_sum(total);
+  if (row.greatest != greatest)
+    for (int64_t e = 0; e < value_dim; e += kLanes) store(row.out + e, load<Vec>(row.out + e) * keep);
+  row.greatest = greatest;
+}
+
+// Few queries: a block of keys, in the first cache, meets all of them, and so does the block of values.
+template <class T>
+void run_few(const Task<T>& t, Workspace& w) {
+  const IntervalAttentionShape& s = t.p.shape;
+  const int64_t dim = round_up(s.dim, kLanes), value_dim = round_up(s.value_dim, kLanes), count = t.end - t.begin;
+  static_assert(kPanel >= kFew * kLanes, "the queries of a panel leave room for few, rounded up");
+  static_assert(kBlockQueries >= kFew && kBlockKeys % kLanes == 0, "the scores of a block leave room for few");
+  Row rows[kFew];
+  for (int64_t i = 0; i < count; ++i) {
+    rows[i] = {w.queries + i * dim, w.out + i * value_dim, w.scores + i * kBlockKeys, -__builtin_inff(), 0,
+               t.rows.spans(t.p.intervals, s.interval_batch, t.begin + i)};
+    fill(rows[i].query, dim, 0);
+    fill(rows[i].out, value_dim, 0);
+    widen_row(t.rows.row(t.p.q, s.q, t.begin + i), s.dim, rows[i].query);
+    for (int64_t d = 0; d < s.dim; ++d) rows[i].query[d] *= t.scale.of_query;
+  }
+  for (int64_t first = 0; first < s.num_keys; first += kBlockKeys) {
+    bool any[kFew];
+    for (int64_t i = 0; i < count; ++i) {
+      Row& row = rows[i];
+      any[i] = false;
+      fill(row.weights, kBlockKeys, -__builtin_inff());
+      row.spans.each_within(first, first + kBlockKeys, [&](int64_t begin, int64_t stop) {
+        dots(row.query, t.k + begin * s.k.row, s.k.row, stop - begin, s.dim, row.weights + begin - first);
+        any[i] = true;
+      });
+      if (any[i]) add_scores(row, t.scale.of_score, value_dim);
+    }
+    for (int64_t i = 0; i < count; ++i)
+      rows[i].spans.each_within(first, first + kBlockKeys, [&](int64_t begin, int64_t stop) {
+        add_rows(rows[i].out, rows[i].weights + begin - first, t.v + begin * s.v.row, s.v.row, stop - begin, s.value_dim);
+      });
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const Row& row = rows[i];
+    const int64_t at = t.rows.index(t.begin + i);
+    const float inverse = row.sum == 0 ? 0 : 1 / row.sum;
+    for (int64_t e = 0; e < s.value_dim; ++e) t.p.out[at * s.value_dim + e] = narrow<T>(row.out[e] * inverse);
+    t.p.logsumexp[at] = logsumexp_of(row.greatest, row.sum, t.scale);
+  }
 }
 
 // double is there for gradcheck: one query after the other.
@@ -198,7 +226,7 @@ void run_panel(const Task<double>& t, Workspace&) {
     t.p.logsumexp[at] = sum == 0 ? -__builtin_inf() : greatest + ::log(sum);
   }
 }
-void run_row(const Task<double>& t, Workspace& w, int64_t) { run_panel(t, w); }
+void run_few(const Task<double>& t, Workspace& w) { run_panel(t, w); }
 
 }  // namespace
 
@@ -218,7 +246,7 @@ bool interval_attention_tasks(const IntervalAttentionParams<T>& p, int64_t begin
     if (task.rows.count > kFew)
       run_panel(task, w);
     else
-      for (int64_t r = task.begin; r < task.end; r += sizeof(T) == 8 ? kPanel : 1) run_row(task, w, r);
+      run_few(task, w);
   }
   return true;
 }

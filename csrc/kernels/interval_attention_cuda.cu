@@ -176,7 +176,7 @@ __global__ void __launch_bounds__(P::kThreads) attend(Arguments<typename P::T> x
   const T* const v = x.p.attention.v + rows.batch * shape.v.batch + kv_head * shape.v.head;
   const int num_keys = static_cast<int>(shape.num_keys);
 
-  load_tile<P::kRows, P::kDim, P::kThreads>(queries, static_cast<int>(shape.dim), x.q_vectors, [&](int row) -> const T* {
+  load_rows<P::kRows, P::kDim, P::kThreads>(queries, static_cast<int>(shape.dim), x.q_vectors, [&](int row) -> const T* {
     if (!rows.has(row)) return nullptr;
     return x.p.attention.q + rows.batch * shape.q.batch + rows.head(row) * shape.q.head + rows.query(row) * shape.q.row;
   });
@@ -190,9 +190,8 @@ __global__ void __launch_bounds__(P::kThreads) attend(Arguments<typename P::T> x
 
   const auto load_block = [&](T* tile, const T* source, const HeadStrides& strides, int64_t dim, bool vectors, int block) {
     const int64_t first = static_cast<int64_t>(block) * P::kKeys;
-    load_tile<P::kKeys, P::kDim, P::kThreads>(tile, static_cast<int>(dim), vectors, [&](int row) -> const T* {
-      return first + row < num_keys ? source + (first + row) * strides.row : nullptr;
-    });
+    load_tile<P::kKeys, P::kDim, P::kThreads>(tile, source + first * strides.row, strides.row,
+                                              num_keys - static_cast<int>(first), static_cast<int>(dim), vectors);
     commit_copies();
   };
   int block = next_block<P::kKeys>(spans, P::kRows, 0);
@@ -231,9 +230,11 @@ __global__ void __launch_bounds__(P::kThreads) attend(Arguments<typename P::T> x
     const bool active = __any_sync(kAllLanes, sees_any(span, first_key, first_key + P::kWarpKeys));
     const bool whole = __all_sync(kAllLanes, !rows.has(lane_row) || sees_all(span, first_key, first_key + P::kWarpKeys));
 
-    float s[P::kRowTiles][P::kWarpKeys / 8][4] = {};
+    // Probabilities, as the left factor: packed before the next copies begin, half the registers that scores take.
+    uint32_t shares[P::kWarpKeys / 16][P::kRowTiles][4];
     if (active) {
-#pragma unroll
+      float s[P::kRowTiles][P::kWarpKeys / 8][4] = {};
+#pragma unroll(P::kKeepQueries ? P::kDim / 16 : 2)
       for (int d = 0; d < P::kDim / 16; ++d) {
         if constexpr (!P::kKeepQueries) {
 #pragma unroll
@@ -266,6 +267,11 @@ __global__ void __launch_bounds__(P::kThreads) attend(Arguments<typename P::T> x
         }
       }
       soften(s, out, top, sum, scale);
+#pragma unroll
+      for (int j = 0; j < P::kWarpKeys / 16; ++j) {
+#pragma unroll
+        for (int i = 0; i < P::kRowTiles; ++i) as_left<T>(shares[j][i], s[i][2 * j], s[i][2 * j + 1]);
+      }
     }
     wait_copies<0>();
     __syncthreads();  // the values are there, and nobody reads the keys any more
@@ -273,17 +279,14 @@ __global__ void __launch_bounds__(P::kThreads) attend(Arguments<typename P::T> x
     if (active) {
 #pragma unroll
       for (int j = 0; j < P::kWarpKeys / 16; ++j) {
-        uint32_t a[P::kRowTiles][4];
-#pragma unroll
-        for (int i = 0; i < P::kRowTiles; ++i) as_left<T>(a[i], s[i][2 * j], s[i][2 * j + 1]);
 #pragma unroll
         for (int e = 0; e < P::kDim / 16; ++e) {
           uint32_t b[4];
           load_right_plain<P::kDim>(b, values, warp_key + j * 16, e * 16);
 #pragma unroll
           for (int i = 0; i < P::kRowTiles; ++i) {
-            mma<T>(out[i][2 * e], a[i], b[0], b[1]);
-            mma<T>(out[i][2 * e + 1], a[i], b[2], b[3]);
+            mma<T>(out[i][2 * e], shares[j][i], b[0], b[1]);
+            mma<T>(out[i][2 * e + 1], shares[j][i], b[2], b[3]);
           }
         }
       }

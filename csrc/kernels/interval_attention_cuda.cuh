@@ -73,12 +73,12 @@ __device__ __forceinline__ int next_block(const Span* spans, int num_rows, int f
 template <int kDim>
 constexpr int kPitch = kDim + 8;
 
-// row(i) gives the address of row i, null for a row of zeros. `vectors`: every row is aligned to 16 bytes and dim is a
+// `row_of`(i) gives the address of row i, null for a row of zeros. `vectors`: every row is aligned to 16 bytes and dim is a
 // multiple of 8, so the copies are asynchronous; if not, they are done element by element.
 template <int kRows, int kDim, int kThreads, class T, class Row>
-__device__ __forceinline__ void load_tile(T* tile, int dim, bool vectors, const Row& row_of) {
+__device__ __forceinline__ void load_rows(T* tile, int dim, bool vectors, const Row& row_of) {
   constexpr int kChunks = kDim / 8;
-#pragma unroll 4
+#pragma unroll 1
   for (int i = threadIdx.x; i < kRows * kChunks; i += kThreads) {
     const int row = i / kChunks, column = i % kChunks * 8;
     const T* const source = row_of(row);
@@ -86,8 +86,29 @@ __device__ __forceinline__ void load_tile(T* tile, int dim, bool vectors, const 
     if (vectors) {
       copy_async_16(target, source + column, source != nullptr && column < dim);
     } else {
+#pragma unroll 1
       for (int k = 0; k < 8; ++k) target[k] = source != nullptr && column + k < dim ? source[column + k] : T{0};
     }
+  }
+}
+
+// Rows `stride` apart, of which there are num_rows: a thread keeps to its column, and to two registers of address while
+// the sums of the kernel take almost all there are.
+template <int kRows, int kDim, int kThreads, class T>
+__device__ __forceinline__ void load_tile(T* tile, const T* first, int64_t stride, int num_rows, int dim, bool vectors) {
+  constexpr int kChunks = kDim / 8, kStep = kThreads / kChunks;
+  if (!vectors) {
+    load_rows<kRows, kDim, kThreads>(tile, dim, false, [&](int row) { return row < num_rows ? first + row * stride : nullptr; });
+    return;
+  }
+  const int column = threadIdx.x % kChunks * 8, begin = threadIdx.x / kChunks;
+  if (begin >= kStep) return;  // 96: eight threads have none
+  const T* source = first + begin * stride + column;
+  T* target = tile + begin * kPitch<kDim> + column;
+  if (column >= dim) num_rows = 0;
+#pragma unroll
+  for (int row = 0; row < kRows; row += kStep, source += kStep * stride, target += kStep * kPitch<kDim>) {
+    if (kRows % kStep == 0 || begin + row < kRows) copy_async_16(target, source, begin + row < num_rows);
   }
 }
 

@@ -50,6 +50,7 @@ __device__ void multiply(Tile<C>& product, const Shared<C>& shared, int count) {
 // Its columns [first, first + kTile) as they are.
 template <class C, class Matrix>
 __device__ void load_columns(C (&tile)[kTile<C>][kRow<C>], const Matrix& matrix, int64_t first, int64_t dim) {
+#pragma unroll 1
   for (int i = threadIdx.x; i < kTile<C> * kTile<C>; i += kThreads) {
     const int row = i / kTile<C>, column = i % kTile<C>;
     const auto* const source = matrix(row);
@@ -64,6 +65,7 @@ __device__ void multiply_rows(Tile<C>& product, Shared<C>& shared, const Left& a
     for (int j = 0; j < kEach<C>; ++j) product[i][j] = 0;
   for (int64_t first = 0; first < dim; first += kChunk) {
     __syncthreads();
+#pragma unroll 2
     for (int i = threadIdx.x; i < kTile<C> * kChunk; i += kThreads) {
       const int row = i / kChunk, column = i % kChunk;
       const bool inside = first + column < dim;
@@ -110,7 +112,7 @@ __device__ void read_spans(Shared<C>& shared, const int32_t* intervals, const In
 // kernels
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
 attend_plain(IntervalAttentionSplitParams<T> p, int64_t num_tiles, int slice, bool sliced) {
   using C = compute_t<T>;
   const IntervalAttentionShape& shape = p.attention.shape;
@@ -182,8 +184,9 @@ attend_plain(IntervalAttentionSplitParams<T> p, int64_t num_tiles, int slice, bo
   }
 }
 
-// The gradient of the scores (or, for kValue, the probabilities) of a tile of queries and a block of keys.
-enum class Wanted { query, key, value };
+// Of a tile of queries and a block of keys: the gradient of the scores; for `value` the probabilities; for `delta` these
+// times their gradient.
+enum class Wanted { delta, query, key, value };
 
 template <Wanted kWanted, class T, class C>
 __device__ void score_gradients(Tile<C>& s, Shared<C>& shared, const IntervalAttentionBackwardParams<T>& p, int64_t batch,
@@ -203,12 +206,14 @@ __device__ void score_gradients(Tile<C>& s, Shared<C>& shared, const IntervalAtt
 #pragma unroll
   for (int i = 0; i < kEach<C>; ++i) {
     const bool inside = first + row + i < S;
-    const C logsumexp = inside ? p.logsumexp[first_row + row + i] : C(0), delta = inside ? p.delta[first_row + row + i] : C(0);
+    const C logsumexp = inside ? p.logsumexp[first_row + row + i] : C(0);
+    const C delta = inside && kWanted != Wanted::delta ? p.delta[first_row + row + i] : C(0);
     const Span span = shared.spans[row + i];
 #pragma unroll
     for (int j = 0; j < kEach<C>; ++j) {
       s[i][j] = sees(span, first_key + column + j) ? exp(s[i][j] * scale - logsumexp) : C(0);
-      if constexpr (kWanted != Wanted::value) s[i][j] *= (along[i][j] - delta) * scale;
+      if constexpr (kWanted == Wanted::delta) s[i][j] *= along[i][j];
+      if constexpr (kWanted == Wanted::query || kWanted == Wanted::key) s[i][j] *= (along[i][j] - delta) * scale;
     }
   }
 }
@@ -222,8 +227,34 @@ __device__ void store_tile(T* target, int64_t first, int64_t count, int64_t firs
     }
 }
 
+// 16-bit types: delta_i = sum_j p_ij dp_ij, see interval_attention_backward_cuda.cu.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2) deltas_plain(IntervalAttentionBackwardParams<T> p, int64_t num_tiles) {
+  using C = compute_t<T>;
+  const IntervalAttentionShape& shape = p.shape;
+  Shared<C>& shared = *dynamic_shared<Shared<C>>();
+  const int64_t head = blockIdx.x / num_tiles % shape.heads, batch = blockIdx.x / num_tiles / shape.heads;
+  const int64_t first = (num_tiles - 1 - blockIdx.x % num_tiles) * kTile<C>;
+  read_spans<C>(shared, p.intervals, shape, batch, first, 0, static_cast<int>(shape.num_keys));
+  __syncthreads();
+  C sum[kEach<C>] = {};
+  for (int block = next_block<kTile<C>>(shared.spans, kTile<C>, 0); block != kNoBlock;
+       block = next_block<kTile<C>>(shared.spans, kTile<C>, block + 1)) {
+    Tile<C> s;
+    score_gradients<Wanted::delta>(s, shared, p, batch, head, first, block * kTile<C>);
+    for (int i = 0; i < kEach<C>; ++i)
+      for (int j = 0; j < kEach<C>; ++j) sum[i] += s[i][j];
+  }
+  for (int i = 0; i < kEach<C>; ++i) {
+    const C total = over_columns_sum(sum[i]);
+    const int64_t query = first + row_of_thread<C>() + i;
+    if (query < shape.num_queries && column_of_thread<C>() == 0)
+      p.delta[(batch * shape.heads + head) * shape.num_queries + query] = total;
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads, 2)
 query_gradients_plain(IntervalAttentionBackwardParams<T> p, int64_t num_tiles) {
   using C = compute_t<T>;
   const IntervalAttentionShape& shape = p.shape;
@@ -250,7 +281,7 @@ query_gradients_plain(IntervalAttentionBackwardParams<T> p, int64_t num_tiles) {
 
 // grad_k or grad_v of a block of keys: over all heads that share it and all tiles of queries that see it.
 template <Wanted kWanted, class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
 key_gradients_plain(IntervalAttentionBackwardParams<T> p, int64_t num_tiles) {
   using C = compute_t<T>;
   const IntervalAttentionShape& shape = p.shape;
@@ -314,7 +345,14 @@ cudaError_t interval_attention_backward_plain(const IntervalAttentionBackwardPar
   const int64_t tiles = ceil_div(shape.num_queries, kTile<C>), key_tiles = ceil_div(shape.num_keys, kTile<C>);
   const int64_t columns = ceil_div(shape.dim, kTile<C>), value_columns = ceil_div(shape.value_dim, kTile<C>);
   dim3 grid;
-  cudaError_t error = grid_of(grid, tiles, shape.heads, shape.batch, 1, columns);
+  cudaError_t error = cudaSuccess;
+  if constexpr (sizeof(T) == 2) {
+    error = grid_of(grid, tiles, shape.heads, shape.batch, 1, 1);
+    if (error == cudaSuccess && grid.x > 0)
+      error = launch(deltas_plain<T>, grid, kThreads, sizeof(Shared<C>), stream, p, tiles);
+    if (error != cudaSuccess) return error;
+  }
+  error = grid_of(grid, tiles, shape.heads, shape.batch, 1, columns);
   if (error == cudaSuccess && grid.x > 0)
     error = launch(query_gradients_plain<T>, grid, kThreads, sizeof(Shared<C>), stream, p, tiles);
   if (error != cudaSuccess || key_tiles == 0) return error;

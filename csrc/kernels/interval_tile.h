@@ -12,6 +12,7 @@ namespace {
 struct Spans {
   int32_t a, b, c, d;
 
+  Spans() : a(0), b(0), c(0), d(0) {}
   explicit Spans(const int32_t* from) : a(from[0]), b(from[1]), c(from[2]), d(from[3]) {
     if (a == b) {
       a = c, b = d, c = d = 0;
@@ -25,6 +26,17 @@ struct Spans {
   void each(const Function& function) const {
     for (int64_t j = a; j < b; ++j) function(j);
     for (int64_t j = c; j < d; ++j) function(j);
+  }
+  // function(begin, stop) for the parts of both that lie within [first, last).
+  template <class Function>
+  void each_within(int64_t first, int64_t last, const Function& function) const {
+    const auto part = [&](int64_t begin, int64_t stop) {
+      begin = begin < first ? first : begin;
+      stop = stop > last ? last : stop;
+      if (begin < stop) function(begin, stop);
+    };
+    part(a, b);
+    part(c, d);
   }
 };
 
@@ -105,20 +117,52 @@ struct SeenBy {
 // A row length in floats, at least `count`: an odd number of cache lines, so that neighbouring rows meet in no set.
 PYRAMID_INLINE int64_t odd_lines(int64_t count) { return (ceil_div(count, (int64_t)16) | 1) * 16; }
 
+struct Tile {
+  const float* data;
+  int64_t step;
+};
+
 // Rows [0, count) of a strided (count, dim) as float, zeros up to whole tiles in both directions.
 template <class T>
-inline void load_rows(const T* from, int64_t from_step, int64_t count, int64_t dim, float* to, int64_t to_step) {
+inline Tile load_rows(const T* from, int64_t from_step, int64_t count, int64_t dim, float* to, int64_t to_step) {
   for (int64_t j = 0; j < count; ++j) {
     widen_row(from + j * from_step, dim, to + j * to_step);
     fill(to + j * to_step + dim, round_up(dim, kTileRows) - dim, 0);
   }
   for (int64_t j = count; j < round_up(count, kTileRows); ++j) fill(to + j * to_step, round_up(dim, kTileRows), 0);
+  return {to, to_step};
+}
+
+// The rows themselves where they are whole tiles already, one behind the other (and so meet in no set); or none.
+template <class T>
+inline Tile rows_as_they_are(const T* from, int64_t step, int64_t count, int64_t dim) {
+  if constexpr (sizeof(T) == 4)
+    if (step == dim && count % kTileRows == 0 && dim % kTileRows == 0) return {from, step};
+  return {nullptr, 0};
 }
 
 PYRAMID_INLINE float lane_sum(Vec x) {
   float sum = x[0];
   for (int i = 1; i < kLanes; ++i) sum += x[i];
   return sum;
+}
+
+// Lanes with the bit kStep: b[l] + b[l ^ kStep]; the others: the same of a.
+template <int kStep>
+PYRAMID_INLINE Vec fold(Vec a, Vec b) {
+  IVec same, other;
+  for (int l = 0; l < kLanes; ++l) {
+    same[l] = l & kStep ? l + kLanes : l;
+    other[l] = l & kStep ? (l ^ kStep) + kLanes : l ^ kStep;
+  }
+  return shuffle(a, b, same) + shuffle(a, b, other);
+}
+template <int kStep>
+PYRAMID_INLINE void fold_all(Vec* x) {
+  if constexpr (kStep > 0) {
+    for (int i = 0; i < kStep; ++i) x[i] = fold<kStep>(x[i], x[i + kStep]);
+    fold_all<kStep / 2>(x);
+  }
 }
 
 // Up to kLanes numbers, zeros behind them.
@@ -138,25 +182,59 @@ inline float dot(const float* a, const T* b, int64_t count) {
   return lane_sum(sum);
 }
 
+// out_j = a . row_j, kLanes rows at a time; a as above. A sum per row, and one fold of all to get each into its lane.
+template <class T>
+inline void dots(const float* a, const T* rows, int64_t step, int64_t count, int64_t dim, float* out) {
+  for (int64_t j = 0; j < count; j += kLanes) {
+    const int64_t last = count - j - 1;
+    Vec sums[kLanes];
+    for (int l = 0; l < kLanes; ++l) sums[l] = splat(0.0f);
+    const T* const row = rows + j * step;
+    if (last >= kLanes - 1 && dim % kLanes == 0) {
+      for (int64_t d = 0; d < dim; d += kLanes) {
+        const Vec x = load<Vec>(a + d);
+        for (int l = 0; l < kLanes; ++l) sums[l] = fma(x, load_wide(row + l * step + d), sums[l]);
+      }
+    } else {
+      for (int l = 0; l < kLanes; ++l)
+        for (int64_t d = 0; d < dim; d += kLanes)
+          sums[l] = fma(load<Vec>(a + d), load_some(row + (l < last ? l : last) * step + d, dim - d), sums[l]);
+    }
+    fold_all<kLanes / 2>(sums);
+    if (last >= kLanes - 1)
+      store(out + j, sums[0]);
+    else
+      for (int l = 0; l <= last; ++l) out[j + l] = sums[0][l];
+  }
+}
+
 inline double dot_double(const double* a, const double* b, int64_t count) {
   double sum = 0;
   for (int64_t i = 0; i < count; ++i) sum += a[i] * b[i];
   return sum;
 }
 
-// out (dim, rounded up to kLanes) = keep out + sum_j weights_j rows_j
+// out (dim, rounded up to kLanes) += sum_j weights_j rows_j. Even and odd rows have sums of their own: a chain of additions
+// fills the processor's pipeline only together with seven others.
 template <class T>
-inline void add_rows(float* out, Vec keep, const float* weights, const T* rows, int64_t step, int64_t count, int64_t dim) {
+inline void add_rows(float* out, const float* weights, const T* rows, int64_t step, int64_t count, int64_t dim) {
   int64_t e = 0;
   for (; e + 4 * kLanes <= dim; e += 4 * kLanes) {
-    Vec sum[4];
-    for (int i = 0; i < 4; ++i) sum[i] = load<Vec>(out + e + i * kLanes) * keep;
-    for (int64_t j = 0; j < count; ++j)
-      for (int i = 0; i < 4; ++i) sum[i] = fma(splat(weights[j]), load_wide(rows + j * step + e + i * kLanes), sum[i]);
-    for (int i = 0; i < 4; ++i) store(out + e + i * kLanes, sum[i]);
+    Vec even[4], odd[4];
+    for (int i = 0; i < 4; ++i) even[i] = load<Vec>(out + e + i * kLanes), odd[i] = splat(0.0f);
+    const T* row = rows + e;
+    int64_t j = 0;
+    for (; j + 2 <= count; j += 2, row += 2 * step) {
+      const Vec w0 = splat(weights[j]), w1 = splat(weights[j + 1]);
+      for (int i = 0; i < 4; ++i) even[i] = fma(w0, load_wide(row + i * kLanes), even[i]);
+      for (int i = 0; i < 4; ++i) odd[i] = fma(w1, load_wide(row + step + i * kLanes), odd[i]);
+    }
+    if (j < count)
+      for (int i = 0; i < 4; ++i) even[i] = fma(splat(weights[j]), load_wide(row + i * kLanes), even[i]);
+    for (int i = 0; i < 4; ++i) store(out + e + i * kLanes, even[i] + odd[i]);
   }
   for (; e < dim; e += kLanes) {
-    Vec sum = load<Vec>(out + e) * keep;
+    Vec sum = load<Vec>(out + e);
     for (int64_t j = 0; j < count; ++j) sum = fma(splat(weights[j]), load_some(rows + j * step + e, dim - e), sum);
     store(out + e, sum);
   }

@@ -86,6 +86,17 @@ PYRAMID_INLINE Vec max(Vec a, Vec b) {
 // mask ? a : b; every lane of the mask is all ones or all zeros, as comparisons give it.
 PYRAMID_INLINE Vec select(IVec mask, Vec a, Vec b) { return (Vec)(((IVec)a & mask) | ((IVec)b & ~mask)); }
 
+// Lane l is lane from[l] of a and b, one behind the other; `from` is a constant.
+PYRAMID_INLINE Vec shuffle(Vec a, Vec b, IVec from) {
+#if defined(__clang__)  // which makes shuffles of such a loop
+  Vec result;
+  for (int l = 0; l < kLanes; ++l) result[l] = from[l] < kLanes ? a[from[l]] : b[from[l] - kLanes];
+  return result;
+#else
+  return __builtin_shuffle(a, b, from);
+#endif
+}
+
 // Bit j is set where a[j] > b[j]: never for NaN.
 PYRAMID_INLINE uint32_t greater_mask(Vec a, Vec b) {
 #if defined(__AVX512F__)

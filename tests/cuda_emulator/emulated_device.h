@@ -28,6 +28,10 @@ T* dynamic_shared() {
   return reinterpret_cast<T*>(emulator::dynamic_memory);
 }
 
+inline void device_assert(bool good, const char* text) {
+  if (!good) emulator::fail(emulator::name(*emulator::current) + ": " + text);
+}
+
 // numbers
 
 inline float widen(float value) { return value; }

@@ -36,9 +36,17 @@ class Op:
     dtypes: tuple[torch.dtype, ...] = field(default=FLOATS)
     # Flat arguments -> those of the schema, where that takes a list of tensors.
     pack: Callable[..., tuple[Any, ...]] = lambda *args: args
+    # The reference with what 16-bit tensor cores round (the factors of every product), for 16-bit results of CUDA kernels
+    # that use them; None: the reference itself.
+    on_tensor_cores: Callable[..., Any] | None = None
     keeps_layout: bool = False  # the result lies in memory as the input does; else it is contiguous
     # Large enough for several threads; None: the third sample, repeated 40 times along the first axis.
     large: Sample | None = None
+
+
+def plain_on_cuda(op: Op, dtype: torch.dtype) -> Callable[..., Any]:
+    """What a CUDA kernel is measured by: plain PyTorch at the same precision."""
+    return op.on_tensor_cores if op.on_tensor_cores and dtype.itemsize == 2 else op.reference
 
 
 def randn(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, scale: float = 1.0, shift: float = 0.0):

@@ -76,6 +76,52 @@ def plain_backward(grad_out, q, k, v, intervals, out, logsumexp, scale):
     return torch.autograd.grad(out, (q, k, v), grad_out.to(out.dtype), materialize_grads=True)
 
 
+def _probabilities(q, k, intervals, scale):
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
+    seen = reference._seen(intervals, k.shape[2])
+    scores = (q.float() @ k.float().mT * scale).masked_fill(~seen, -torch.inf)
+    return torch.softmax(scores, -1).masked_fill(~seen, 0.0)
+
+
+def rounded_backward(grad_out, q, k, v, intervals, out, logsumexp, scale):
+    """With the probabilities and the gradient of the scores in q's dtype where they are multiplied, sums in float32: the
+    roundings of attention on 16-bit tensor cores, those of SDPA included (where SDPA has no kernel for the sizes, as with
+    D != Dv, it computes in float32 instead)."""
+
+    def wide(x):
+        return x.to(q.dtype).float()
+
+    def of_heads(x):
+        return x.unflatten(1, (k.shape[1], -1)).sum(2).to(q.dtype)
+
+    p, groups = _probabilities(q, k, intervals, scale), q.shape[1] // k.shape[1]
+    by_p = grad_out.float() @ v.float().repeat_interleave(groups, 1).mT
+    by_scores = wide(p * (by_p - (p * by_p).sum(-1, keepdim=True)))
+    by_q = by_scores @ k.float().repeat_interleave(groups, 1) * scale
+    by_k = by_scores.mT @ q.float() * scale
+    return by_q.to(q.dtype), of_heads(by_k), of_heads(wide(p).mT @ grad_out.float())
+
+
+class Rounded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, intervals, scale):
+        ctx.save_for_backward(q, k, v, intervals)
+        ctx.scale = scale
+        p, groups = _probabilities(q, k, intervals, scale), q.shape[1] // k.shape[1]
+        return (p.to(q.dtype).float() @ v.float().repeat_interleave(groups, 1)).to(q.dtype)
+
+    @staticmethod
+    def backward(ctx, grad_out):
+        return *rounded_backward(grad_out, *ctx.saved_tensors, None, None, ctx.scale), None, None
+
+
+def rounded(q, k, v, intervals, scale):
+    return (
+        Rounded.apply(q, k, v, intervals, scale),
+        reference.interval_logsumexp(q, k, intervals, scale).detach(),
+    )
+
+
 def native_backward(*args):
     return torch.ops.pyramid.interval_attention_backward.default(*args)
 
@@ -108,6 +154,7 @@ INTERVAL_ATTENTION = Op(
     name="interval_attention",
     native=native,
     reference=plain,
+    on_tensor_cores=rounded,
     samples=[Sample(name, make) for name, make in SAMPLES],
     empty=Sample("no keys", heads(1, 2, 1, 3, 0, 4, 5)),
     differentiable=(0,),
@@ -139,6 +186,7 @@ BACKWARD = Op(
     name="interval_attention_backward",
     native=native_backward,
     reference=plain_backward,
+    on_tensor_cores=rounded_backward,
     samples=[Sample(name, with_out(make)) for name, make in SAMPLES],
     empty=Sample("no queries", with_out(heads(1, 2, 1, 0, 3, 4, 5, shared=True))),
     errors=[

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 from cuda_emulator.library import CSRC, compiler, emulated_ops, emulated_stems, kernels_of
-from ops.case import Op, Sample
+from ops.case import Op, Sample, plain_on_cuda
 from ops.cases import OPS
 from ops.test_ops import check_values, every_dtype, outputs, pairs, strided
 
@@ -31,7 +31,7 @@ def unwritten_outputs_are_nan():
 @every_dtype
 def test_values(op: Op, sample: Sample, dtype):
     args = sample.make(dtype, torch.device("cpu"))
-    check_values(op, outputs(emulated(op)(*args)), args)
+    check_values(op, outputs(emulated(op)(*args)), args, plain_on_cuda(op, dtype))
 
 
 @pytest.mark.parametrize(("op", "sample"), pairs())

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from numerics import assert_no_worse
-from ops.case import Op, Sample
+from ops.case import Op, Sample, plain_on_cuda
 from ops.cases import OPS
 from torch import Tensor
 
@@ -55,9 +55,9 @@ def strided(args: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(spread(a) if isinstance(a, Tensor) and a.ndim else a for a in args)
 
 
-def check_values(op: Op, got: tuple[Tensor, ...], args: tuple[Any, ...]) -> None:
-    """Against the reference at the same precision and in float64; integers must be equal."""
-    plain = outputs(op.reference(*args))
+def check_values(op: Op, got: tuple[Tensor, ...], args: tuple[Any, ...], plain_of: Any = None) -> None:
+    """Against plain PyTorch at the same precision and in float64; integers must be equal."""
+    plain = outputs((plain_of or op.reference)(*args))
     truth = outputs(op.reference(*convert(args, torch.float64)))
     assert len(got) == len(plain)
     for index, (g, p, t) in enumerate(zip(got, plain, truth, strict=True)):
@@ -74,7 +74,8 @@ def test_values(op: Op, sample: Sample, dtype, native, instruction_set):
     if native.type != "cpu" and instruction_set != "base":
         pytest.skip("one run is enough: instruction sets are of the CPU")
     args = sample.make(dtype, native)
-    check_values(op, outputs(op.native(*args)), args)
+    plain = plain_on_cuda(op, dtype) if native.type == "cuda" else op.reference
+    check_values(op, outputs(op.native(*args)), args, plain)
 
 
 @pytest.mark.parametrize(("op", "sample"), pairs())
@@ -123,7 +124,8 @@ def test_gradient_is_that_of_the_reference(op: Op, sample: Sample, dtype, native
 
     cotangents = [torch.randn_like(outputs(op.native(*args))[i]) for i in op.differentiable]
     got = gradients(op.native, args, cotangents)
-    plain = gradients(op.reference, args, cotangents)
+    plain_of = plain_on_cuda(op, dtype) if native.type == "cuda" else op.reference
+    plain = gradients(plain_of, args, cotangents)
     truth = gradients(op.reference, convert(args, torch.float64), cotangents)
     for index, (g, p, t) in enumerate(zip(got, plain, truth, strict=True)):
         assert g.dtype == p.dtype

@@ -176,6 +176,29 @@ def _peak_kib() -> int:
         return next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
 
 
+def ceilings(device: torch.device) -> str:
+    """What this device reaches, measured: the product of two large matrices in each type, and a copy. A roofline."""
+
+    def best(call: Call) -> float:
+        times = []
+        for _ in range(6):
+            start = time.perf_counter()
+            call()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    size = 8192 if device.type == "cuda" else 2048
+    rates = []
+    for dtype, name in ((torch.float32, "float32"), (torch.bfloat16, "bfloat16")):
+        a, b = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
+        rates.append(f"{name} product {2e-9 * size**3 / best(lambda a=a, b=b: a @ b):.0f} GFLOP/s")
+    source, target = (torch.ones(2**26, device=device) for _ in range(2))  # 256 MiB each
+    rates.append(f"copy {2e-9 * source.nbytes / best(lambda: target.copy_(source)):.0f} GB/s (read and written)")
+    return ", ".join(rates)
+
+
 def device_name(device: torch.device) -> str:
     """The machine as results name it: the GPU, or processor, threads and instruction set."""
     if device.type == "cuda":

@@ -12,7 +12,7 @@ import torch
 
 from pyramid.ops import _library
 from pyramid.ops.bench.codes import SLOW_SETTINGS
-from pyramid.ops.bench.measure import Row, Skipped, device_name, geometric_mean
+from pyramid.ops.bench.measure import Row, Skipped, ceilings, device_name, geometric_mean
 
 _LINE = "{:<18} {:<46} {:>9} {:<38} {:>9} {:>7} {:>9} {:>9}"
 _COLUMNS = _LINE.format("op", "case", "ours, ms", "beside", "ms", "ratio", "ours, MiB", "MiB")
@@ -58,6 +58,7 @@ def header(device: torch.device) -> list[str]:
     architectures = f", CUDA kernels for {built.get('cuda_architectures')}" if device.type == "cuda" else ""
     lines = [
         f"# {device_name(device)}, {os.cpu_count()} cores{architectures}; {', '.join(versions)}",
+        f"# ceilings: {ceilings(device)}",
         "# medians of alternating runs; ratio: the rival's time by ours; MiB: extra memory at the peak",
     ]
     for name in SLOW_SETTINGS:
