@@ -95,6 +95,9 @@ __device__ __forceinline__ float2 unpack(uint32_t pair) {
   return make_float2(widen(T{static_cast<uint16_t>(pair)}), widen(T{static_cast<uint16_t>(pair >> 16)}));
 }
 
+// a b, rounded: never a part of a fused multiplication and addition.
+__device__ __forceinline__ float rounded_product(float a, float b) { return __fmul_rn(a, b); }
+
 // 2^x to about 2 units in the last place; -infinity gives 0.
 __device__ __forceinline__ float fast_exp2(float x) {
   float result;
