@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import torch
 from safetensors import SafetensorError
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from pyramid.config import load
 from pyramid.files import replacing
 from pyramid.levels import Pyramid, check_detail, chunk_lengths, in_order
-from pyramid.nn.blocks import State
+from pyramid.nn.blocks import BlockStyle, Gelu, State
 from pyramid.nn.decoder import Decoder
 from pyramid.nn.encoder import Encoder
 from pyramid.quantize.residual import LevelConfig, QuantizedChunk, ResidualPyramid
@@ -43,7 +44,19 @@ _DEFAULT_LEVELS = (
 
 # The least values of a config's counts.
 _LEAST = dict.fromkeys(
-    ("height", "width", "num_frames", "patch", "channels", "time_stride", "chunk_frames", "dim", "latent_dim"), 1
+    (
+        "height",
+        "width",
+        "num_frames",
+        "patch",
+        "channels",
+        "time_stride",
+        "chunk_frames",
+        "dim",
+        "latent_dim",
+        "expand",
+    ),
+    1,
 ) | {"depth": 0, "depths": 0}
 
 
@@ -53,7 +66,8 @@ class TokenizerConfig:
     `patch`: pixels a side that the first convolution takes as one cell; `channels`, `depths`: widths and blocks there
     and after each further halving of the frame.
     `time_stride`: pixel frames a latent frame; `chunk_frames`: pixel frames a chunk; `dim`, `depth`: width and number
-    of the blocks at the latent's resolution; `latent_dim`: numbers of a latent. Raises ValueError for values that no
+    of the blocks at the latent's resolution; `latent_dim`: numbers of a latent; `kernel`, `expand`, `gelu`: of all
+    blocks, as `BlockStyle` says. Raises ValueError for values that no
     tokenizer can have."""
 
     height: int = 32
@@ -68,6 +82,9 @@ class TokenizerConfig:
     dim: int = 256
     depth: int = 3
     latent_dim: int = 64
+    kernel: int = 3
+    expand: int = 2
+    gelu: Gelu = "tanh"
     levels: tuple[LevelConfig, ...] = _DEFAULT_LEVELS
 
     def __post_init__(self) -> None:
@@ -82,6 +99,10 @@ class TokenizerConfig:
             raise ValueError(f"TokenizerConfig: fps must be above 0 and finite, got {self.fps}")
         if not self.levels:
             raise ValueError("TokenizerConfig: levels: expected at least one, got none")
+        if self.kernel < 1 or self.kernel % 2 == 0:
+            raise ValueError(f"TokenizerConfig: kernel must be an odd number of at least 1, got {self.kernel}")
+        if self.gelu not in get_args(Gelu):
+            raise ValueError(f"TokenizerConfig: gelu must be one of {', '.join(get_args(Gelu))}, got {self.gelu!r}")
         if self.chunk_frames % self.time_stride:
             raise ValueError(
                 f"TokenizerConfig: chunk_frames must be a multiple of time_stride {self.time_stride}, got "
@@ -100,6 +121,19 @@ class TokenizerConfig:
     @property
     def num_levels(self) -> int:
         return len(self.levels)
+
+    @property
+    def rim(self) -> int:
+        """Latent cells a side that a pixel may reach, or be reached from, before frames meet or are mixed whole."""
+        sides = [self.patch << index for index in range(len(self.channels))]  # pixels a cell of each width
+        blocks = sum(side * depth * (self.kernel // 2) for side, depth in zip(sides, self.depths, strict=True))
+        return -(
+            -(blocks + self.patch + sum(sides[:-1])) // self.stride
+        )  # and the outermost, and strided, convolutions
+
+    @property
+    def style(self) -> BlockStyle:
+        return BlockStyle(self.kernel, self.expand, self.gelu)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,9 +160,9 @@ class PyramidTokenizer(nn.Module):
         if table is None and any(level.codebook == "words" for level in c.levels):
             table = WordTable.load()
         self.table = table
-        self.encoder = Encoder(c.patch, c.channels, c.depths, c.time_stride, c.dim, c.depth, c.latent_dim)
+        self.encoder = Encoder(c)
         self.levels = ResidualPyramid(c.levels, c.latent_dim, self._latent_grid(c.height, c.width), table)
-        self.decoder = Decoder(c.patch, c.channels, c.depths, c.time_stride, c.dim, c.depth, c.latent_dim, c.num_levels)
+        self.decoder = Decoder(c)
 
     @property
     def num_levels(self) -> int:
@@ -321,6 +355,10 @@ class PyramidTokenizer(nn.Module):
         return tokenizer.to(device).eval()
 
 
+# Keys that the first models of this format version were written without; their defaults are what those models have.
+_LATER_KEYS = {"kernel", "expand", "gelu"}
+
+
 def _read_config(path: Path) -> tuple[TokenizerConfig, str | None]:
     """The config that `save_pretrained` wrote, every key of it, and the hash of the word table."""
     who = f"PyramidTokenizer: {path}"
@@ -334,7 +372,7 @@ def _read_config(path: Path) -> tuple[TokenizerConfig, str | None]:
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{who}: {error}") from None
     for kind, part in ((TokenizerConfig, values), *((LevelConfig, level) for level in values.get("levels", ()))):
-        missing = [field.name for field in dataclasses.fields(kind) if field.name not in part]
+        missing = [field.name for field in dataclasses.fields(kind) if field.name not in part.keys() | _LATER_KEYS]
         if missing:
             raise ValueError(f"{who}: expected every key of {kind.__name__}, found no {', '.join(missing)}")
     return config, table_hash
