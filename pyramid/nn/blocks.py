@@ -7,6 +7,7 @@ after its state gives what the whole clip gives.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +18,24 @@ Gelu = Literal["tanh", "erf"]
 
 # The past of one temporal convolution: the last `kernel - 1` latent frames it saw, (B, kernel - 1, H, W, C).
 State = list[Tensor]
+
+
+def stack_states(states: Sequence[State]) -> State:
+    """The states of streams as that of one batch, in this order: streams of one frame size advance in one pass,
+    wherever each of them is. Raises ValueError for none, and for states that are not of one network and frame size."""
+    if not states:
+        raise ValueError("stack_states: expected the state of at least one stream, got none")
+    shapes = [[tuple(past.shape[1:]) for past in state] for state in states]
+    if any(shape != shapes[0] for shape in shapes):
+        other = next(shape for shape in shapes if shape != shapes[0])
+        raise ValueError(f"stack_states: expected states of one shape {shapes[0]}, got {other}")
+    return [torch.cat(pasts) for pasts in zip(*states, strict=True)]
+
+
+def split_state(state: State, sizes: int | Sequence[int] = 1) -> list[State]:
+    """The inverse of `stack_states`: `sizes` rows for each stream, or a number a stream where they differ."""
+    parts = [past.split(sizes if isinstance(sizes, int) else list(sizes)) for past in state]
+    return [list(pasts) for pasts in zip(*parts, strict=True)]
 
 
 class FrameConv(nn.Module):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pyramid.nn.blocks import FrameBlock, FrameConv, LatentStack, State, space_to_depth
-from pyramid.nn.passes import in_passes
+from pyramid.nn.passes import Passes
 
 if TYPE_CHECKING:
     from pyramid.tokenizer import TokenizerConfig
@@ -42,10 +42,10 @@ class Encoder(nn.Module):
         """Pixel frames (B, 3, T, H, W) -> latent (B, D, T', H', W'), new state.
 
         Without a state the clip starts here: its first frame makes the first latent frame, the others follow in
-        groups of `time_stride`, T = 1 + n * time_stride. After a state, T = n * time_stride. `tile`: as `in_passes`.
+        groups of `time_stride`, T = 1 + n * time_stride. After a state, T = n * time_stride. `tile`: as `Passes`.
         """
         cells = (video.shape[3] // self.stride, video.shape[4] // self.stride)
-        x = in_passes(self._alone, video.movedim(1, -1), cells=cells, stride=self.stride, tile=tile, rim=self.rim)
+        x = Passes(cells, self.stride, tile, self.rim)(self._alone, video.movedim(1, -1))
         if state is None:
             first = x[:, :1].expand(-1, self.time_stride, -1, -1, -1)
             groups = [first, x[:, 1:]] if x.shape[1] > 1 else [first]
@@ -55,8 +55,8 @@ class Encoder(nn.Module):
         x, state = self.latents(self.group(x), state)
         return self.head(x).movedim(-1, 1), state
 
-    def _alone(self, frames: Tensor) -> Tensor:
-        return self.frames(space_to_depth(frames, self.patch))
+    def _alone(self, x: Tensor, frames: slice) -> Tensor:
+        return self.frames(space_to_depth(x, self.patch))
 
     def _merge(self, x: Tensor) -> Tensor:
         """(B, n s, H, W, C) -> (B, n, H, W, s C)"""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+Network = Callable[[Tensor, slice], Tensor]
 PASS_PIXELS = 1 << 16  # of a CPU's pass; 128x128 is then taken four frames at a time, anything above 181x181 alone
 
 
@@ -42,42 +43,52 @@ def spans(size: int, side: int, rim: int) -> list[Span]:
     return [Span(a, min(a + side, size), max(0, a - rim), min(a + side + rim, size)) for a in starts]
 
 
-def in_passes(
-    network: Callable[[Tensor], Tensor], x: Tensor, *, cells: tuple[int, int], stride: int, tile: int | None, rim: int
-) -> Tensor:
-    """`network` of all frames, in passes.
+class Passes:
+    """How frames of latent `cells` (h, w) are worked on: in tiles of `tile` pixels a side (None: whole frames) with a
+    rim of `rim` cells, a few frames at a time. `stride`: pixels a side of a cell."""
 
-    `network`: frames (B, t, H, W, C) -> (B, t, H', W', C'), every frame alone, every place from what is at most `rim`
-    latent cells away. `x`: its input (B, T, H, W, C); H and W, and H' and W', are multiples of the frame's latent
-    `cells`. `stride`: pixels a side of a cell; `tile`: pixels a side of a tile, None for whole frames.
-    """
-    if torch.is_grad_enabled():
-        return network(x)
-    out: Tensor | None = None
-    before = x.shape[2] // cells[0]
-    for rows, columns, frames in _passes(x, cells, stride, tile, rim):
-        part = x[:, frames, rows.first * before : rows.last * before, columns.first * before : columns.last * before]
-        y = network(part)
-        after = y.shape[2] // (rows.last - rows.first)
-        if y.shape[1] == x.shape[1] and y.shape[2:4] == (cells[0] * after, cells[1] * after):
-            return y
-        if out is None:
-            out = y.new_empty(*x.shape[:2], cells[0] * after, cells[1] * after, y.shape[4])
-        (top, bottom), (left, right) = rows.kept, columns.kept
-        out[:, frames, rows.start * after : rows.stop * after, columns.start * after : columns.stop * after] = y[
-            :, :, top * after : bottom * after, left * after : right * after
-        ]
-    assert out is not None
-    return out
+    def __init__(self, cells: tuple[int, int], stride: int, tile: int | None, rim: int) -> None:
+        self.cells, self.stride, self.rim = cells, stride, rim
+        self.side = max(cells) if tile is None else max(1, tile // stride)
 
+    @property
+    def whole(self) -> bool:
+        """Whether a pass sees whole frames."""
+        return self.side >= max(self.cells)
 
-def _passes(
-    x: Tensor, cells: tuple[int, int], stride: int, tile: int | None, rim: int
-) -> Iterator[tuple[Span, Span, slice]]:
-    side = max(cells) if tile is None else max(1, tile // stride)
-    for rows in spans(cells[0], side, rim):
-        for columns in spans(cells[1], side, rim):
-            pixels = x.shape[0] * (rows.last - rows.first) * (columns.last - columns.first) * stride * stride
-            at_once = x.shape[1] if x.is_cuda else max(1, PASS_PIXELS // pixels)
-            for first in range(0, x.shape[1], at_once):
-                yield rows, columns, slice(first, first + at_once)
+    def __call__(self, network: Network, x: Tensor) -> Tensor:
+        """`network` of all frames. It maps a part of them, (B, t, H, W, C) and which frames they are, to (B, t, H', W',
+        C'): every frame alone, every place from what is at most `rim` latent cells away. `x` (B, T, H, W, C): its
+        input; H and W, and H' and W', are multiples of `cells`."""
+        out: Tensor | None = None
+        for rows, columns, frames, y in self.parts(network, x):
+            height, width = (cells * y.shape[2] // (rows.stop - rows.start) for cells in self.cells)
+            if y.shape[1:4] == (x.shape[1], height, width):
+                return y
+            if out is None:
+                out = y.new_empty(*x.shape[:2], height, width, y.shape[4])
+            scale = height // self.cells[0]
+            out[:, frames, rows.start * scale : rows.stop * scale, columns.start * scale : columns.stop * scale] = y
+        assert out is not None
+        return out
+
+    def parts(self, network: Network, x: Tensor) -> Iterator[tuple[Span, Span, slice, Tensor]]:
+        """What each pass gives, without its rim, and where it belongs."""
+        before = x.shape[2] // self.cells[0]
+        for rows in spans(self.cells[0], self.side, self.rim):
+            for columns in spans(self.cells[1], self.side, self.rim):
+                part = x[:, :, rows.first * before : rows.last * before, columns.first * before : columns.last * before]
+                for frames in self._frames(x, (rows.last - rows.first) * (columns.last - columns.first)):
+                    y = network(part[:, frames], frames)
+                    after = y.shape[2] // (rows.last - rows.first)
+                    (top, bottom), (left, right) = rows.kept, columns.kept
+                    y = y[:, :, top * after : bottom * after, left * after : right * after]
+                    yield rows, columns, frames, y
+
+    def _frames(self, x: Tensor, cells: int) -> list[slice]:
+        """Frames of a pass: all of them where something is to be learned, or a GPU to be kept busy."""
+        num_frames = x.shape[1]
+        at_once = max(1, PASS_PIXELS // (x.shape[0] * cells * self.stride**2))
+        if torch.is_grad_enabled() or x.is_cuda:
+            at_once = num_frames
+        return [slice(first, min(first + at_once, num_frames)) for first in range(0, num_frames, at_once)]
