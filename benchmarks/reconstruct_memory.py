@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from pyramid.data.video import write_video
+from pyramid.tokenizer import PyramidTokenizer, TokenizerConfig
 
 LIMIT = 1.1
 
@@ -51,20 +52,26 @@ def reconstruct(clip: Path, out: Path, options: list[str]) -> tuple[float, float
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--fps", type=float, default=1.0, help="frames a second of both clips")
+    parser.add_argument("--fps", type=float, default=8.0, help="frames a second of both clips")
     parser.add_argument("--seconds", type=float, nargs=2, default=(10.0, 600.0))
     parser.add_argument("--size", type=int, nargs=2, default=(720, 1280), metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--tile", type=int, help="as pyramid reconstruct --tile")
     parser.add_argument("--detail", default="5", help="as pyramid reconstruct --detail")
+    parser.add_argument("--model", help="as pyramid reconstruct --model; small: a random one of few channels")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     options = ["--detail", args.detail, *(["--tile", str(args.tile)] if args.tile else [])]
+    options += ["--model", args.model] if args.model and args.model != "small" else []
     cpu = platform.processor() or platform.machine()
-    lines = [
-        f"# {cpu}, {torch.get_num_threads()} threads, torch {torch.__version__}; shipped model, {' '.join(options)}"
-    ]
+    model = args.model or "shipped"
+    threads = f"{torch.get_num_threads()} threads"
+    lines = [f"# {cpu}, {threads}, torch {torch.__version__}; model {model}, {' '.join(options)}"]
     peaks = []
     with tempfile.TemporaryDirectory() as folder:
+        if args.model == "small":
+            small = TokenizerConfig(channels=(8, 16, 32), depths=(1, 1, 1), dim=64, depth=1, latent_dim=32, gelu="erf")
+            PyramidTokenizer(small).save_pretrained(Path(folder) / "small")
+            options += ["--model", str(Path(folder) / "small")]
         for seconds in args.seconds:
             count = round(seconds * args.fps)
             clip = Path(folder) / f"{count}.mp4"

@@ -196,8 +196,9 @@ def _roundtrip(
 def _count(
     score: _Score, tokenizer: PyramidTokenizer, tokens: TokenPyramid, k: int, source: np.ndarray, frames: np.ndarray
 ) -> None:
-    difference = source.astype("int32") - frames
-    score.squared_error += float((difference * difference).sum(dtype="int64"))
+    for original, frame in zip(source, frames, strict=True):  # one by one: a chunk of large ones takes much memory
+        difference = original.astype("int32") - frame
+        score.squared_error += float((difference * difference).sum(dtype="int64"))
     score.values += source.size
     score.frames += len(source)
     score.tokens += tokens.num_tokens(k)

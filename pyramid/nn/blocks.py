@@ -100,7 +100,7 @@ class CausalTimeConv(nn.Module):
             past = x.new_zeros(x.shape[0], self.kernel - 1, *x.shape[2:])
         history = torch.cat([past.to(x.dtype), x], dim=1)
         windows = torch.cat([history[:, k : k + x.shape[1]] for k in range(self.kernel)], dim=-1)
-        return self.linear(windows), history[:, -(self.kernel - 1) :]
+        return self.linear(windows), history[:, x.shape[1] :].clone()  # a view would keep all of the history
 
 
 class LatentBlock(nn.Module):

@@ -51,7 +51,8 @@ class Encoder(nn.Module):
             groups = [first, x[:, 1:]] if x.shape[1] > 1 else [first]
         else:
             groups = [x]
-        x = torch.cat([self._merge(group) for group in groups], dim=1)
+        merged = [self._merge(group) for group in groups]
+        x = torch.cat(merged, dim=1) if len(merged) > 1 else merged[0]
         x, state = self.latents(self.group(x), state)
         return self.head(x).movedim(-1, 1), state
 

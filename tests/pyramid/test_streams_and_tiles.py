@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pyramid.nn import passes
+from pyramid.nn.adaptive_norm import AdaptiveGroupNorm, frame_statistics
 from pyramid.nn.blocks import split_state, stack_states
 from pyramid.nn.passes import Passes, spans
 from pyramid.quantize import LevelConfig
@@ -131,6 +132,36 @@ def test_states_stack_and_split():
         stack_states([])
     with pytest.raises(ValueError, match="expected states of one shape"):
         stack_states([states[0], [torch.randn(1, 2, 4), torch.randn(1, 4)]])
+
+
+@pytest.mark.parametrize("changed", [1, 3, 4])
+def test_no_frame_is_drawn_from_later_latents(tokenizer, changed):
+    """Norms and their modulation included, when training runs a clip at once."""
+    latent = torch.randn(2, 16, 5, 4, 4, generator=torch.Generator().manual_seed(0))
+    other = latent.clone()
+    other[:, :, changed] = 3 - other[:, :, changed]
+    detail = torch.tensor([3, 3])
+    with torch.no_grad():
+        a, b = (tokenizer.decoder(z, detail)[0] for z in (latent, other))
+    first = 1 + 4 * (changed - 1)
+    assert torch.equal(a[:, :, :first], b[:, :, :first])
+    assert not torch.equal(a[:, :, first : first + 4], b[:, :, first : first + 4])
+
+
+def test_the_adaptive_norm_normalizes_each_frame_and_listens_to_its_latent():
+    norm = AdaptiveGroupNorm(32, 8)
+    x = 5 + 3 * torch.randn(2, 4, 6, 5, 32)
+    statistics = frame_statistics(torch.randn(2, 8, 4, 6, 5))
+    out = norm(x, norm.sums(x), statistics)
+    expected = torch.nn.functional.group_norm(x.flatten(0, 1).movedim(-1, 1), norm.groups).movedim(1, -1)
+    torch.testing.assert_close(out.flatten(0, 1), expected, atol=1e-4, rtol=1e-4)  # at first it changes nothing
+    parts = norm.sums(x[:, :, :2]) + norm.sums(x[:, :, 2:])
+    torch.testing.assert_close(norm(x, parts, statistics), out, atol=1e-5, rtol=1e-5)
+    torch.nn.init.normal_(norm.modulate.weight)
+    scale, shift = norm.modulate(statistics).chunk(2, dim=-1)
+    modulated = norm(x, norm.sums(x), statistics)
+    wanted = out * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
+    torch.testing.assert_close(modulated, wanted, atol=1e-3, rtol=1e-3)
 
 
 # ------------------------------------------------------------------------------------------------ tiles
