@@ -68,7 +68,7 @@ class LMTraining(TrainingModule):
         super().__init__(config.run)
         self.config, self.lm = config, lm.train()  # transformers loads a pretrained backbone in eval mode
 
-    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+    def objective(self, batch: dict) -> Tensor:
         loss, lm = self.config.loss, self.lm
         tokens = self._tokens(batch["video"])
         detail = lm.num_levels if torch.rand(()) < loss.all_levels else int(torch.randint(1, lm.num_levels + 1, ()))
@@ -124,6 +124,10 @@ class LMTraining(TrainingModule):
 
     def inside(self) -> tuple[nn.Module, ...]:
         return (self.lm.backbone.base_model,)
+
+    def tokens_per_clip(self) -> int:
+        tokenizer = self.lm.tokenizer
+        return sum(pyramid.num_tokens for pyramid in tokenizer.pyramids(tokenizer.config.num_frames))
 
 
 def make_lm(config: TrainLMConfig, tokenizer: PyramidTokenizer, captions: Sequence[str]) -> PyramidLM:

@@ -7,6 +7,7 @@ run part of the clips skips quantization, so that encoder and decoder learn from
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,14 +15,20 @@ from pathlib import Path
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from pyramid.adversarial import Adversary, AdversaryConfig
+from pyramid.collapse import CollapseWarning, CollapseWatch, sentence
 from pyramid.data.datamodule import ClipData
 from pyramid.data.sources import DataConfig, make_datasets
+from pyramid.distributed import all_ranks, gather_objects, gather_rows, my_rows, num_ranks, rank
 from pyramid.losses import reconstruction_loss, word_set_loss
 from pyramid.metrics import CodeUsage, psnr
-from pyramid.quantize import QuantizedChunk
-from pyramid.schedule import RunConfig
+from pyramid.optim import MuonAdamW
+from pyramid.perceptual import PerceptualConfig, PerceptualLoss
+from pyramid.quantize import BitQuantizer, QuantizedChunk, VectorQuantizer
+from pyramid.schedule import RunConfig, anneal
 from pyramid.tokenizer import PyramidTokenizer, TokenizerConfig, TrainingOutput
 from pyramid.training import TrainingModule, check_resume, fit
 
@@ -31,7 +38,13 @@ class LossConfig:
     """Weights of the terms. `semantic_first`: of the first frame's words relative to the other chunks'; `temperature`
     of the word probabilities; `unquantized`: share of clips that skip quantization at the start, falling to none at
     `unquantized_until` of the run; `full_detail`: share of the other clips trained at full detail, the rest at a
-    random one."""
+    random one.
+
+    `entropy`: weight of the bit levels' entropy objective among the quantizers' own; it starts `entropy_boost` times as
+    high, and the temperature of the bits' probabilities `temperature_boost` times, both falling to 1 at `boost_until`
+    of the run. `perceptual` and `adversarial` are 0 for none; `perceptual` and `adversary` beside this section say
+    more.
+    """
 
     reconstruction: float = 5.0
     quantizer: float = 0.1
@@ -42,6 +55,20 @@ class LossConfig:
     unquantized: float = 0.5
     unquantized_until: float = 0.5
     full_detail: float = 0.5
+    entropy: float = 0.1
+    entropy_boost: float = 1.0
+    temperature_boost: float = 1.0
+    boost_until: float = 0.2
+    perceptual: float = 0.0
+    adversarial: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("entropy", "perceptual", "adversarial"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        for name in ("entropy_boost", "temperature_boost"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: expected more than 0, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -52,13 +79,14 @@ class TrainTokenizerConfig:
     model: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
+    adversary: AdversaryConfig = field(default_factory=AdversaryConfig)
     run: RunConfig = field(default_factory=RunConfig)
     initialize: str | None = None
 
 
 class TokenizerTraining(TrainingModule):
-    """One optimizer, one pass a step; batches are those of `ClipData`. The encoder sees `seen` where a batch has it,
-    the decoder is to give `video`."""
+    """Batches are those of `ClipData`. The encoder sees `seen` where a batch has it, the decoder is to give `video`."""
 
     def __init__(self, config: TrainTokenizerConfig) -> None:
         super().__init__(config.run)
@@ -67,45 +95,98 @@ class TokenizerTraining(TrainingModule):
             self.tokenizer = PyramidTokenizer.from_pretrained(config.initialize).train()
         else:
             self.tokenizer = PyramidTokenizer(config.model)
+        self.perceptual = PerceptualLoss(config.perceptual) if config.loss.perceptual > 0 else None
+        self.adversary = Adversary(config.adversary) if config.loss.adversarial > 0 else None
         self.count_usage()
         self.val_psnr: list[list[Tensor]] = []
 
     def count_usage(self) -> None:
         """Count the codes of every level of `tokenizer` from here on."""
         self.usage = [CodeUsage(level.quantizer.codebook_size) for level in self.tokenizer.levels.levels]
+        self.watch = CollapseWatch(len(self.usage))
 
     # ------------------------------------------------------------------------------------------ steps
 
     def sample_detail(self, batch_size: int) -> Tensor:
-        """A detail for each clip, 1 .. num_levels, or num_levels + 1 for no quantization."""
-        loss, num_levels = self.config.loss, self.tokenizer.num_levels
-        detail = torch.randint(1, num_levels + 1, (batch_size,))
-        detail = torch.where(torch.rand(batch_size) < loss.full_detail, num_levels, detail)
-        share = loss.unquantized * max(0.0, 1 - self.schedule.progress(self) / max(loss.unquantized_until, 1e-9))
-        return torch.where(torch.rand(batch_size) < share, num_levels + 1, detail).to(self.device)
+        """A detail for each clip, 1 .. num_levels, or num_levels + 1 for no quantization. Drawn for the joint batch of
+        all ranks, of which each takes its rows."""
+        loss, num_levels, count = self.config.loss, self.tokenizer.num_levels, batch_size * num_ranks()
+        generator = self.generator
+        detail = torch.randint(1, num_levels + 1, (count,), generator=generator)
+        full, skipped = torch.rand(2, count, generator=generator)
+        detail = torch.where(full < loss.full_detail, num_levels, detail)
+        share = loss.unquantized * max(0.0, 1 - self.schedule.progress(self.step) / max(loss.unquantized_until, 1e-9))
+        return my_rows(torch.where(skipped < share, num_levels + 1, detail)).to(self.device)
 
-    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
-        video = self._whole_chunks(batch["video"])
-        seen = self._whole_chunks(batch["seen"]) if "seen" in batch else video
-        out = self.tokenizer(seen, self.sample_detail(len(video)))
-        terms = self.losses(out, video, batch["caption"])
+    def on_train_start(self) -> None:
+        for level in self.tokenizer.levels.levels:
+            if isinstance(level.quantizer, BitQuantizer):
+                level.quantizer.process_group = all_ranks()
+
+    def training_step(self, batch: dict, batch_idx: int) -> None:
+        out, video = self.reconstruct(batch)
+        total = self.total(out, video, batch["caption"])
+        optimizers = self.trained_by()
+        self.descend(optimizers[0], total)
+        self.update_codebooks(out.chunks)
+        if self.adversary is not None and self.adversary_plays():
+            loss, terms = self.adversary.for_discriminator(video, out.video, self.step)
+            self.descend(optimizers[1], loss)
+            self.adversary.remember(terms)
+            self.log_dict({f"adversary/{name}": value for name, value in terms.items()}, batch_size=len(video))
         for chunk in out.chunks:
             for usage, ids in zip(self.usage, chunk.ids, strict=True):
                 usage.update(ids)
-        weights = self.config.loss
-        total = (
-            weights.reconstruction * terms["reconstruction"]
-            + weights.quantizer * terms["quantizer"]
-            + weights.latent * terms["latent"]
-            + weights.semantic * terms["semantic"]
-        )
-        self.log_dict(
-            {f"train/{name}": torch.as_tensor(value).detach() for name, value in terms.items()}, batch_size=len(video)
-        )
-        self.log("train/loss", total.detach(), batch_size=len(video))
-        if self.global_step % self.config.run.log_every == 0:
+        if self.logs_now():
             self._log_usage()
+        self.end_step()
+
+    def objective(self, batch: dict) -> Tensor:
+        return self.total(*self.reconstruct(batch), batch["caption"])
+
+    def reconstruct(self, batch: dict) -> tuple[TrainingOutput, Tensor]:
+        """One pass, each clip at a detail of its own; and the video (B, 3, T, H, W) that was to come out: the clips or,
+        in a share of the steps, one frame of each."""
+        self._anneal()
+        video, seen = batch["video"], batch.get("seen", batch["video"])
+        generator = self.generator.manual_seed(self.generator.initial_seed() ^ 1)  # other draws than the details'
+        if torch.rand((), generator=generator) < self.config.data.image_share:
+            frame = int(torch.randint(video.shape[2], (), generator=generator))
+            video, seen = video[:, :, frame : frame + 1], seen[:, :, frame : frame + 1]
+        video = self._whole_chunks(video)
+        return self.tokenizer(self._whole_chunks(seen), self.sample_detail(len(video))), video
+
+    def total(self, out: TrainingOutput, video: Tensor, captions: Sequence[str]) -> Tensor:
+        """The tokenizer's loss, scalar; logs its terms."""
+        weights, terms = self.config.loss, self.losses(out, video, captions)
+        if self.perceptual is not None:
+            terms["perceptual"] = self.perceptual(out.video, video, self.generator)
+        if self.adversary is not None and self.adversary_plays():
+            with self.exact():
+                terms["adversarial"] = self.adversary.for_generator(out.video)
+        names = ("reconstruction", "quantizer", "latent", "semantic", "perceptual", "adversarial")
+        total = sum(getattr(weights, name) * terms[name] for name in names if name in terms)
+        figures = {f"train/{name}": torch.as_tensor(value).detach() for name, value in terms.items()}
+        self.log_dict(figures | {"train/loss": total.detach()}, batch_size=len(video), sync_dist=num_ranks() > 1)
         return total
+
+    def adversary_plays(self) -> bool:
+        return self.step >= self.config.adversary.start
+
+    def update_codebooks(self, chunks: Sequence[QuantizedChunk]) -> None:
+        """Move the learned codebooks to what all ranks quantized in this step."""
+        for index, level in enumerate(self.tokenizer.levels.levels):
+            if isinstance(level.quantizer, VectorQuantizer):
+                x = torch.cat([gather_rows(chunk.queries[index].float()).flatten(0, 3) for chunk in chunks])
+                ids = torch.cat([gather_rows(chunk.ids[index]).flatten() for chunk in chunks])
+                level.quantizer.update(x, ids, self.generator)
+
+    def _anneal(self) -> None:
+        loss, progress = self.config.loss, self.schedule.progress(self.step)
+        for level in self.tokenizer.levels.levels:
+            if isinstance(level.quantizer, BitQuantizer):
+                level.quantizer.entropy = loss.entropy * anneal(loss.entropy_boost, progress, loss.boost_until)
+                level.quantizer.temperature = anneal(loss.temperature_boost, progress, loss.boost_until)
 
     def losses(self, out: TrainingOutput, video: Tensor, captions: Sequence[str]) -> dict[str, Tensor]:
         """Unweighted terms, scalars; `words_hit`: share of caption words that some token of the last chunk names."""
@@ -121,8 +202,8 @@ class TokenizerTraining(TrainingModule):
         for index, chunk in enumerate(out.chunks):
             queries = torch.cat([chunk.queries[level].flatten(1, 3) for level in levels], dim=1)
             loss, terms["words_hit"] = word_set_loss(queries, targets, embeddings, self.config.loss.temperature)
-            last = index or len(out.chunks) == 1
-            terms["semantic"] = terms["semantic"] + loss * (1.0 if last else self.config.loss.semantic_first)
+            whole = index or self.tokenizer.config.num_frames == 1  # one frame does not show all that a caption says
+            terms["semantic"] = terms["semantic"] + loss * (1.0 if whole else self.config.loss.semantic_first)
         return terms
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
@@ -156,10 +237,44 @@ class TokenizerTraining(TrainingModule):
             return video
         return torch.nn.functional.pad(video, (0, missing[0], 0, missing[1], 0, missing[2]), mode="replicate")
 
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        run = self.config.run
+        optimizer = MuonAdamW(self.tokenizer, self.inside(), lr=run.learning_rate, weight_decay=run.weight_decay)
+        return [optimizer, *([self.adversary.optimizer()] if self.adversary is not None else [])]
+
+    def tokens_per_clip(self) -> int:
+        return sum(pyramid.num_tokens for pyramid in self.tokenizer.pyramids(self.tokenizer.config.num_frames))
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["usage"] = [usage.counts for usage in self._joint_usage()]
+        checkpoint["watch"] = self.watch.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.watch.load_state_dict(checkpoint["watch"])
+        if rank() == 0:
+            for usage, counts in zip(self.usage, checkpoint["usage"], strict=True):
+                usage.merge(counts)
+
+    def _joint_usage(self) -> list[CodeUsage]:
+        """The codes that all ranks have counted."""
+        joint = [CodeUsage(usage.codebook_size) for usage in self.usage]
+        for counts in gather_objects([usage.counts for usage in self.usage]):
+            for usage, part in zip(joint, counts, strict=True):
+                usage.merge(part)
+        return joint
+
     def _log_usage(self) -> None:
-        for index, usage in enumerate(self.usage, start=1):
+        joint = self._joint_usage()
+        for index, usage in enumerate(joint, start=1):
             for name, value in usage.compute().items():
                 self.log(f"level{index}/{name}", value)
+        if self.step >= self.run.warmup_steps:
+            for index in self.watch(joint):
+                quantizer = self.tokenizer.levels.levels[index].quantizer
+                rank_zero_warn(sentence(index, joint[index], quantizer, self.config.loss), category=CollapseWarning)
+        for usage in self.usage:
             usage.reset()
 
 

@@ -88,8 +88,8 @@ def test_a_tokenizer_of_one_level_is_trained_and_read(config):
     logged = {}
     module = make_training(config, PyramidTokenizer(model), logged)
     batch = {"video": torch.rand(2, 3, 9, 32, 32) * 2 - 1, "caption": ["a red star moves left"] * 2}
-    for step in range(4):
-        assert module.training_step(batch, step).isfinite()
+    for _ in range(4):
+        assert module.objective(batch).isfinite()
     assert logged["train/caption"] > 0
     assert module.lm.config.caption_detail == 1 and len(module.lm.caption(batch["video"])) == 2
 
