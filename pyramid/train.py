@@ -8,8 +8,8 @@ run part of the clips skips quantization, so that encoder and decoder learn from
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import lightning
@@ -23,6 +23,7 @@ from pyramid.collapse import CollapseWarning, CollapseWatch, sentence
 from pyramid.data.datamodule import ClipData
 from pyramid.data.sources import DataConfig, make_datasets
 from pyramid.distributed import all_ranks, gather_objects, gather_rows, my_rows, num_ranks, rank
+from pyramid.gates import Gate, GateConfig, climb
 from pyramid.losses import reconstruction_loss, word_set_loss
 from pyramid.metrics import CodeUsage, psnr
 from pyramid.optim import MuonAdamW
@@ -30,7 +31,9 @@ from pyramid.perceptual import PerceptualConfig, PerceptualLoss
 from pyramid.quantize import BitQuantizer, QuantizedChunk, VectorQuantizer
 from pyramid.schedule import RunConfig, anneal
 from pyramid.tokenizer import PyramidTokenizer, TokenizerConfig, TrainingOutput
+from pyramid.tokens import TokenPyramid
 from pyramid.training import TrainingModule, check_resume, fit
+from pyramid.training_forecast import Forecast
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class TrainTokenizerConfig:
     perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
     adversary: AdversaryConfig = field(default_factory=AdversaryConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    gates: GateConfig = field(default_factory=GateConfig)
     initialize: str | None = None
 
 
@@ -98,7 +102,8 @@ class TokenizerTraining(TrainingModule):
         self.perceptual = PerceptualLoss(config.perceptual) if config.loss.perceptual > 0 else None
         self.adversary = Adversary(config.adversary) if config.loss.adversarial > 0 else None
         self.count_usage()
-        self.val_psnr: list[list[Tensor]] = []
+        self.val_psnr: list[list[list[float]]] = []  # of each batch, by detail and clip
+        self.val_hits: list[float] = []
 
     def count_usage(self) -> None:
         """Count the codes of every level of `tokenizer` from here on."""
@@ -133,7 +138,8 @@ class TokenizerTraining(TrainingModule):
             loss, terms = self.adversary.for_discriminator(video, out.video, self.step)
             self.descend(optimizers[1], loss)
             self.adversary.remember(terms)
-            self.log_dict({f"adversary/{name}": value for name, value in terms.items()}, batch_size=len(video))
+            figures = {f"adversary/{name}": value for name, value in terms.items()}
+            self.log_dict(figures, batch_size=len(video), sync_dist=num_ranks() > 1)
         for chunk in out.chunks:
             for usage, ids in zip(self.usage, chunk.ids, strict=True):
                 usage.update(ids)
@@ -210,21 +216,30 @@ class TokenizerTraining(TrainingModule):
         with self.exact():
             tokens = self.tokenizer.encode(batch["video"])
             self.val_psnr.append(
-                [psnr(self.tokenizer.decode(tokens, k + 1), batch["video"]) for k in range(tokens.num_levels)]
+                [psnr(self.tokenizer.decode(tokens, k + 1), batch["video"]).tolist() for k in range(tokens.num_levels)]
             )
-        if self.tokenizer.table is not None and self.tokenizer.word_levels:
-            hits = [
-                _coverage(self.tokenizer, clip[-1], caption)
-                for clip, caption in zip(self.tokenizer.words(tokens), batch["caption"], strict=True)
-            ]
-            hits = [hit for hit in hits if hit is not None]
-            if hits:
-                self.log("val/words_hit", sum(hits) / len(hits), batch_size=len(hits))
+        self.val_hits += self.words_hit(tokens, batch["caption"])
+
+    def words_hit(self, tokens: TokenPyramid, captions: Sequence[str]) -> list[float]:
+        """For each clip whose caption has content words the share of them that the last chunk's word levels name."""
+        if self.tokenizer.table is None or not self.tokenizer.word_levels:
+            return []
+        hits = [
+            _coverage(self.tokenizer, clip[-1], caption)
+            for clip, caption in zip(self.tokenizer.words(tokens), captions, strict=True)
+        ]
+        return [hit for hit in hits if hit is not None]
 
     def on_validation_epoch_end(self) -> None:
-        for k, values in enumerate(zip(*self.val_psnr, strict=True), start=1):
-            self.log(f"val/psnr_detail{k}", torch.cat(values).mean())
+        ranks = gather_objects((self.val_psnr, self.val_hits))
+        batches = [batch for psnrs, _ in ranks for batch in psnrs]
+        hits = [hit for _, part in ranks for hit in part]
+        for k, values in enumerate(zip(*batches, strict=True), start=1):
+            self.log(f"val/psnr_detail{k}", sum(sum(part) for part in values) / sum(len(part) for part in values))
+        if hits:
+            self.log("val/words_hit", sum(hits) / len(hits))
         self.val_psnr.clear()
+        self.val_hits.clear()
 
     def inside(self) -> tuple[nn.Module, ...]:
         return (self.tokenizer.encoder, self.tokenizer.decoder)
@@ -244,6 +259,9 @@ class TokenizerTraining(TrainingModule):
 
     def tokens_per_clip(self) -> int:
         return sum(pyramid.num_tokens for pyramid in self.tokenizer.pyramids(self.tokenizer.config.num_frames))
+
+    def heaviest_step(self) -> int:
+        return self.config.adversary.start if self.adversary is not None else 0
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -297,10 +315,16 @@ def _coverage(tokenizer: PyramidTokenizer, words: list[list[str]], caption: str)
 
 
 def train_tokenizer(
-    config: TrainTokenizerConfig, out: str | Path, *, callbacks: Sequence[Callback] = (), resume: bool = False
+    config: TrainTokenizerConfig,
+    out: str | Path,
+    *,
+    callbacks: Sequence[Callback] = (),
+    resume: bool = False,
+    forecast: Callable[[Forecast], None] | None = None,
 ) -> Path:
     """Train, and write to `out`: the model folder itself (config.json, model.safetensors, words.safetensors),
-    train_config.yaml, metrics.csv and checkpoints/last.ckpt (for resuming only). Returns `out`.
+    train_config.yaml, metrics.csv and checkpoints/last.ckpt (for resuming only). Returns `out`. `forecast` is called
+    before the run with what a few real steps tell of it.
 
     Raises ValueError for a config that does not fit the data or, to resume, the run; FileNotFoundError to resume where
     nothing was saved; KeyboardInterrupt when it is stopped, after saving a checkpoint to resume from.
@@ -308,11 +332,29 @@ def train_tokenizer(
     out = Path(out)
     if resume:
         check_resume(config, out, "train tokenizer")
+    module, data = prepare(config)
+    if fit(module, data, config, out, callbacks, resume, forecast):
+        module.tokenizer.eval().save_pretrained(out)
+    return out
+
+
+def prepare(config: TrainTokenizerConfig) -> tuple[TokenizerTraining, ClipData]:
+    """The module and the clips of a run, from its seed. Raises ValueError for a config that does not fit the data."""
     lightning.seed_everything(config.run.seed, verbose=False)
     module = TokenizerTraining(config)
     model, run = module.tokenizer.config, config.run
     train, val = make_datasets(config.data, model.num_frames, model.size, model.fps)
-    data = ClipData(train, val, batch_size=run.batch_size, num_workers=run.num_workers, seed=run.seed)
-    if fit(module, data, config, out, callbacks, resume):
-        module.tokenizer.eval().save_pretrained(out)
-    return out
+    return module, ClipData(train, val, batch_size=run.batch_size, num_workers=run.num_workers, seed=run.seed)
+
+
+def check_gates(config: TrainTokenizerConfig, report: Callable[[Gate], None]) -> None:
+    """The ladder before a run (`gates.py`): its clips, then one and sixteen of them by heart; a model each, from the
+    run's seed. `report` is called with each gate that is passed. Raises GateError at the first that is not."""
+    loss = replace(config.loss, unquantized=0.0, full_detail=1.0, perceptual=0.0, adversarial=0.0)
+    plain = replace(config, loss=loss, data=replace(config.data, image_share=0.0))
+
+    def make_module() -> TokenizerTraining:
+        return prepare(plain)[0]
+
+    train = prepare(plain)[1].train
+    climb(config.gates, train, make_module, report)

@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from lightning import LightningDataModule, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from pyramid.config import flatten, load, to_yaml
+from pyramid.data.datamodule import ClipData
 from pyramid.distributed import from_first, rank
 from pyramid.files import replacing
+from pyramid.gates import GateConfig
 from pyramid.optim import MuonAdamW
 from pyramid.schedule import RunConfig, Schedule, training_precision
+from pyramid.training_forecast import Forecast, measure
 
 CONFIG = "train_config.yaml"
 # What may change when a run is resumed; the learning rate, say, is part of the optimizer's saved state.
-_FREE = {"data.path", "data.metadata", "initialize"} | {
-    f"run.{name}"
-    for name in ("max_steps", "max_minutes", "precision", "device", "num_workers")
-    + ("log_every", "val_every", "val_batches", "checkpoint_every")
-}
+_FREE = (
+    {"data.path", "data.metadata", "initialize"}
+    | {f"gates.{field.name}" for field in fields(GateConfig)}
+    | {
+        f"run.{name}"
+        for name in ("max_steps", "max_minutes", "precision", "device", "num_workers")
+        + ("log_every", "val_every", "val_batches", "checkpoint_every")
+    }
+)
 
 
 class TrainingModule(LightningModule):
@@ -59,6 +67,10 @@ class TrainingModule(LightningModule):
     def tokens_per_clip(self) -> int:
         """Of the training clips."""
         raise NotImplementedError
+
+    def heaviest_step(self) -> int:
+        """The first step that does all that a step may have to do."""
+        return 0
 
     @property
     def generator(self) -> torch.Generator:
@@ -229,14 +241,15 @@ def check_resume(config: Any, out: Path, who: str) -> None:
 
 def fit(
     module: TrainingModule,
-    data: LightningDataModule,
+    data: ClipData,
     config: Any,
     out: Path,
     callbacks: Sequence[Callback],
     resume: bool,
+    forecast: Callable[[Forecast], None] | None = None,
 ) -> bool:
-    """Train, logging and saving in `out`; beside the checkpoint there is the config, train_config.yaml. Returns whether
-    this process is the one to save the model.
+    """Train, logging and saving in `out`; beside the checkpoint there is the config, train_config.yaml. `forecast` is
+    called before the run with what a few steps tell of it. Returns whether this process is the one to save the model.
 
     Raises ValueError to resume a run that has come to its end; KeyboardInterrupt where the user stopped it, after
     saving a checkpoint if there was a step.
@@ -252,6 +265,10 @@ def fit(
             part.unlink()
         (out / CONFIG).write_text(to_yaml(config), encoding="utf8")
     on_cuda = run.device == "cuda" or (run.device == "auto" and torch.cuda.is_available())
+    if forecast is not None:
+        foretold = measure(module, data, make_trainer)
+        if first:
+            forecast(foretold)
     average = MovingAverage(run.ema_decay, torch.device("cuda" if on_cuda else "cpu"), checkpoint, run.checkpoint_every)
     trainer = make_trainer(run, [average, *callbacks], logger=_make_logger(run, out) if first else False)
     try:
