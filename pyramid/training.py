@@ -193,7 +193,7 @@ def make_trainer(run: RunConfig, callbacks: Sequence[Callback], **options: Any) 
         # A discriminator's turn leaves the tokenizer's gradients alone, and the other way round.
         options |= {"strategy": DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)}
     return Trainer(
-        max_steps=-1,
+        max_epochs=-1,
         accelerator=run.device,
         devices=local,
         num_nodes=world // local,

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import torch
+from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 
 from pyramid.config import load
@@ -61,16 +62,16 @@ class KillAfter(Callback):
 
 
 def kill_while_saving(step: int) -> None:
-    """Of the file of the checkpoint after `step`, the first half is written."""
-    save = torch.save
+    """Of the checkpoint after `step`, half is on the disk."""
+    save = Trainer.save_checkpoint
 
-    def half(state, file, *args, **kwargs):
-        save(state, file, *args, **kwargs)
-        if isinstance(state, dict) and state.get("step") == step:
-            file.truncate(file.tell() // 2) if hasattr(file, "truncate") else os.truncate(file, 1000)
+    def half(trainer, path, *args, **kwargs):
+        save(trainer, path, *args, **kwargs)
+        if trainer.lightning_module.step == step:
+            os.truncate(path, os.path.getsize(path) // 2)
             kill()
 
-    torch.save = half
+    Trainer.save_checkpoint = half
 
 
 def main(out: str, step: str, where: str, resume: str) -> None:

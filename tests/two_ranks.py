@@ -11,6 +11,7 @@ import torch
 from pyramid.data.datamodule import collate_clips
 from pyramid.data.sources import make_datasets
 from pyramid.distributed import gather_rows, mean_over_ranks, num_ranks, rank
+from pyramid.quantize import VectorQuantizer
 from pyramid.train import TokenizerTraining, train_tokenizer
 
 BATCH = 8
@@ -30,6 +31,9 @@ def step(kind: str | None) -> dict[str, Any]:
     module.step = 2
     module.log_dict = lambda *args, **kwargs: None
     module.on_train_start()
+    for level in module.tokenizer.levels.levels:
+        if isinstance(level.quantizer, VectorQuantizer):
+            level.quantizer.patience = 0.5  # what is not used at once restarts
     model = config.model
     train, _ = make_datasets(config.data, model.num_frames, model.size, model.fps)
     batch = collate_clips([train[index] for index in range(BATCH)][rank() :: num_ranks()])
