@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pyramid.training import TrainingModule
 
 _STEPS, _ENOUGH = 5, 20.0  # steps measured, the first apart; seconds after which fewer must do
+_NEVER = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ def measure(module: TrainingModule, data: ClipData, make_trainer: Callable[..., 
     run, watch = module.run, _Stopwatch()
     probe = copy.deepcopy(module)
     probe.step = module.heaviest_step()
-    probe.run = replace(run, max_steps=probe.step + _STEPS, max_minutes=0.0, val_every=1 << 30, val_batches=1)
+    probe.run = replace(run, max_steps=probe.step + _STEPS, max_minutes=0.0, val_batches=1)
+    probe.run = replace(probe.run, val_every=_NEVER, log_every=_NEVER)  # one validation, at the end
     probe.schedule = Schedule(probe.run)
     on_cuda = run.device in ("auto", "cuda") and torch.cuda.is_available()
     if on_cuda:
