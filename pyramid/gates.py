@@ -62,11 +62,13 @@ def climb(
     config. Raises GateError at the first that is not passed."""
     items = [dataset[index] for index in range(min(_RANGE_CLIPS, len(dataset)))]
     report(check_range(torch.stack([item["video"] for item in items])))
-    limits = (("one clip", 1, config.one_psnr, config.one_steps),)
-    limits += (("sixteen clips", 16, config.sixteen_psnr, config.sixteen_steps),)
-    for name, count, wanted, steps in limits:
-        if count <= len(items):
-            report(check_overfit(name, make_module(), collate_clips(items[:count]), wanted, config.words, steps))
+    several = min(16, len(items))
+    for count, wanted, steps in (
+        (1, config.one_psnr, config.one_steps),
+        (several, config.sixteen_psnr, config.sixteen_steps),
+    ):
+        name = {1: "one clip", 16: "sixteen clips"}.get(count, f"{count} clips, all there are,")
+        report(check_overfit(name, make_module(), collate_clips(items[:count]), wanted, config.words, steps))
 
 
 def check_range(video: Tensor) -> Gate:
@@ -90,6 +92,7 @@ def check_overfit(name: str, module: TokenizerTraining, batch: dict, wanted: flo
     captions' words. Raises GateError where that takes more than `steps` steps, or where the loss is no number."""
     name = f"{name} by heart"
     module.log_dict = lambda *args, **kwargs: None  # type: ignore[method-assign]  # there is no trainer to log to
+    batch = module.transfer_batch_to_device(batch, module.device, 0)
     optimizer = module.configure_optimizers()[0]
     groups = [(group, group["lr"]) for group in optimizer.param_groups]
     dB, hit = 0.0, None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -93,6 +94,13 @@ class Schedule:
 def anneal(first: float, progress: float, until: float) -> float:
     """A factor that falls from `first` at the start of a run to 1 at `until` of it, in a straight line."""
     return 1 + (first - 1) * max(0.0, 1 - progress / max(until, 1e-9))
+
+
+def training_device(name: str) -> torch.device:
+    """The device that Lightning takes for `run.device`, in this process of a torchrun."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if name == "cuda" else torch.device(name)
 
 
 def training_precision(precision: str, device: str) -> str:

@@ -29,7 +29,7 @@ from pyramid.metrics import CodeUsage, psnr
 from pyramid.optim import MuonAdamW
 from pyramid.perceptual import PerceptualConfig, PerceptualLoss
 from pyramid.quantize import BitQuantizer, QuantizedChunk, VectorQuantizer
-from pyramid.schedule import RunConfig, anneal
+from pyramid.schedule import RunConfig, anneal, training_device
 from pyramid.tokenizer import PyramidTokenizer, TokenizerConfig, TrainingOutput
 from pyramid.tokens import TokenPyramid
 from pyramid.training import TrainingModule, check_resume, fit
@@ -354,7 +354,7 @@ def check_gates(config: TrainTokenizerConfig, report: Callable[[Gate], None]) ->
     plain = replace(config, loss=loss, data=replace(config.data, image_share=0.0))
 
     def make_module() -> TokenizerTraining:
-        return prepare(plain)[0]
+        return prepare(plain)[0].to(training_device(plain.run.device))
 
     train = prepare(plain)[1].train
     climb(config.gates, train, make_module, report)

@@ -23,7 +23,7 @@ from pyramid.distributed import from_first, rank
 from pyramid.files import replacing
 from pyramid.gates import GateConfig
 from pyramid.optim import MuonAdamW
-from pyramid.schedule import RunConfig, Schedule, training_precision
+from pyramid.schedule import RunConfig, Schedule, training_device, training_precision
 from pyramid.training_forecast import Forecast, measure
 
 CONFIG = "train_config.yaml"
@@ -264,12 +264,11 @@ def fit(
         for part in checkpoint.parent.glob(f".{checkpoint.name}.*.part"):  # of a process that was killed
             part.unlink()
         (out / CONFIG).write_text(to_yaml(config), encoding="utf8")
-    on_cuda = run.device == "cuda" or (run.device == "auto" and torch.cuda.is_available())
     if forecast is not None:
         foretold = measure(module, data, make_trainer)
         if first:
             forecast(foretold)
-    average = MovingAverage(run.ema_decay, torch.device("cuda" if on_cuda else "cpu"), checkpoint, run.checkpoint_every)
+    average = MovingAverage(run.ema_decay, training_device(run.device), checkpoint, run.checkpoint_every)
     trainer = make_trainer(run, [average, *callbacks], logger=_make_logger(run, out) if first else False)
     try:
         trainer.fit(module, data, ckpt_path=str(checkpoint) if resume else None, weights_only=True)

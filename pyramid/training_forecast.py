@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback
 
 from pyramid.data.datamodule import ClipData
 from pyramid.distributed import num_ranks
-from pyramid.schedule import RunConfig, Schedule
+from pyramid.schedule import RunConfig, Schedule, training_device
 
 if TYPE_CHECKING:
     from pyramid.training import TrainingModule
@@ -84,7 +84,7 @@ def measure(module: TrainingModule, data: ClipData, make_trainer: Callable[..., 
     probe.run = replace(run, max_steps=probe.step + _STEPS, max_minutes=0.0, val_batches=1)
     probe.run = replace(probe.run, val_every=_NEVER, log_every=_NEVER)  # one validation, at the end
     probe.schedule = Schedule(probe.run)
-    on_cuda = run.device in ("auto", "cuda") and torch.cuda.is_available()
+    on_cuda = training_device(run.device).type == "cuda"
     if on_cuda:
         torch.cuda.reset_peak_memory_stats()
     with torch.random.fork_rng():

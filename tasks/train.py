@@ -60,6 +60,7 @@ def tokenizer(
     from pyramid.train import TrainTokenizerConfig, train_tokenizer
 
     with Console("train tokenizer", as_json, writes=True) as console:
+        console.quiet = _rank() > 0
         cfg = read_config(TrainTokenizerConfig, "pyramid", config, overrides, seed, device, out if resume else None)
         if print_config:
             return _print(console, cfg)
@@ -91,6 +92,7 @@ def lm(
     from tasks.models import part_of
 
     with Console("train lm", as_json, writes=True) as console:
+        console.quiet = _rank() > 0
         cfg = read_config(TrainLMConfig, "lm", config, overrides, seed, device, out if resume else None)
         if not cfg.tokenizer:
             cfg = dataclasses.replace(cfg, tokenizer=str(part_of(None, "tokenizer")))
@@ -147,8 +149,13 @@ def _print(console: Console, cfg: Any) -> int:
     return DONE
 
 
+def _rank() -> int:
+    """Of this process in a torchrun; 0 without."""
+    return int(os.environ.get("RANK", 0))
+
+
 def _claim(cfg: Any, out: Path, overwrite: bool) -> None:
-    if int(os.environ.get("RANK", 0)):  # the first process of a torchrun does it for all
+    if _rank() > 0:  # the first process does it for all
         return
     read = (cfg.data.path, cfg.initialize, getattr(cfg, "tokenizer", None))
     claim_folder(out, overwrite, inputs=[Path(name) for name in read if name])
