@@ -35,6 +35,9 @@ from pyramid.tokens import TokenPyramid
 from pyramid.training import TrainingModule, check_resume, fit
 from pyramid.training_forecast import Forecast
 
+# What a step's common draws are for.
+_DETAILS, _IMAGES, _FRAMES, _RESTARTS = range(4)
+
 
 @dataclass(frozen=True)
 class LossConfig:
@@ -116,7 +119,7 @@ class TokenizerTraining(TrainingModule):
         """A detail for each clip, 1 .. num_levels, or num_levels + 1 for no quantization. Drawn for the joint batch of
         all ranks, of which each takes its rows."""
         loss, num_levels, count = self.config.loss, self.tokenizer.num_levels, batch_size * num_ranks()
-        generator = self.generator
+        generator = self.generator(_DETAILS)
         detail = torch.randint(1, num_levels + 1, (count,), generator=generator)
         full, skipped = torch.rand(2, count, generator=generator)
         detail = torch.where(full < loss.full_detail, num_levels, detail)
@@ -135,7 +138,8 @@ class TokenizerTraining(TrainingModule):
         self.descend(optimizers[0], total)
         self.update_codebooks(out.chunks)
         if self.adversary is not None and self.adversary_plays():
-            loss, terms = self.adversary.for_discriminator(video, out.video, self.step)
+            with self.exact():
+                loss, terms = self.adversary.for_discriminator(video, out.video, self.step)
             self.descend(optimizers[1], loss)
             self.adversary.remember(terms)
             figures = {f"adversary/{name}": value for name, value in terms.items()}
@@ -155,7 +159,7 @@ class TokenizerTraining(TrainingModule):
         in a share of the steps, one frame of each."""
         self._anneal()
         video, seen = batch["video"], batch.get("seen", batch["video"])
-        generator = self.generator.manual_seed(self.generator.initial_seed() ^ 1)  # other draws than the details'
+        generator = self.generator(_IMAGES)
         if torch.rand((), generator=generator) < self.config.data.image_share:
             frame = int(torch.randint(video.shape[2], (), generator=generator))
             video, seen = video[:, :, frame : frame + 1], seen[:, :, frame : frame + 1]
@@ -166,7 +170,7 @@ class TokenizerTraining(TrainingModule):
         """The tokenizer's loss, scalar; logs its terms."""
         weights, terms = self.config.loss, self.losses(out, video, captions)
         if self.perceptual is not None:
-            terms["perceptual"] = self.perceptual(out.video, video, self.generator)
+            terms["perceptual"] = self.perceptual(out.video, video, self.generator(_FRAMES))
         if self.adversary is not None and self.adversary_plays():
             with self.exact():
                 terms["adversarial"] = self.adversary.for_generator(out.video)
@@ -185,7 +189,7 @@ class TokenizerTraining(TrainingModule):
             if isinstance(level.quantizer, VectorQuantizer):
                 x = torch.cat([gather_rows(chunk.queries[index].float()).flatten(0, 3) for chunk in chunks])
                 ids = torch.cat([gather_rows(chunk.ids[index]).flatten() for chunk in chunks])
-                level.quantizer.update(x, ids, self.generator)
+                level.quantizer.update(x, ids, self.generator(_RESTARTS))
 
     def _anneal(self) -> None:
         loss, progress = self.config.loss, self.schedule.progress(self.step)

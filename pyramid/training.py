@@ -46,7 +46,7 @@ class TrainingModule(LightningModule):
     Lightning's own count is one of optimizer steps, two of them where there are two optimizers (its issue 17958).
 
     Everything random in a step is a function of (seed, step, rank), so that a run that is resumed draws what it would
-    have drawn. What all ranks must draw alike comes from `generator`, a function of (seed, step).
+    have drawn. What all ranks must draw alike comes from `generator`, which knows no rank.
     """
 
     def __init__(self, run: RunConfig) -> None:
@@ -72,10 +72,9 @@ class TrainingModule(LightningModule):
         """The first step that does all that a step may have to do."""
         return 0
 
-    @property
-    def generator(self) -> torch.Generator:
-        """A new generator of this step's numbers, on the CPU, the same on all ranks."""
-        return torch.Generator().manual_seed(_mix(self.run.seed, self.step))
+    def generator(self, purpose: int = 0) -> torch.Generator:
+        """A new generator of this step's numbers for a purpose, on the CPU, the same on all ranks."""
+        return torch.Generator().manual_seed(_mix(self.run.seed, self.step, 1, purpose))
 
     def exact(self) -> torch.autocast:
         """Context without autocast: ids are made, and figures taken, in float32 whatever the training's precision."""
@@ -86,7 +85,7 @@ class TrainingModule(LightningModule):
 
     def on_train_batch_start(self, batch: dict, batch_idx: int) -> None:
         self.schedule.tick(from_first)
-        torch.manual_seed(_mix(self.run.seed, self.step, rank()))
+        torch.manual_seed(_mix(self.run.seed, self.step, 0, rank()))
         factor = self.schedule.factor(self.step)
         for optimizer in self.trainer.optimizers:
             for group in optimizer.param_groups:

@@ -34,6 +34,7 @@ Gates = Annotated[bool, typer.Option("--gates", help="Learn one clip and sixteen
 Check = Annotated[
     bool, typer.Option("--check", help="The gates and the forecast alone; nothing is trained or written.")
 ]
+ForecastOnly = Annotated[bool, typer.Option("--forecast", help="The forecast alone, from a few real steps.")]
 Seed = Annotated[
     int | None, typer.Option("--seed", min=0, max=MAX_SEED, help="Short for run.seed=N.", show_default=False)
 ]
@@ -52,6 +53,7 @@ def tokenizer(
     resume: Resume = False,
     gates: Gates = False,
     check: Check = False,
+    forecast: ForecastOnly = False,
     seed: Seed = None,
     device: Device = None,
     as_json: Json = False,
@@ -64,12 +66,12 @@ def tokenizer(
         cfg = read_config(TrainTokenizerConfig, "pyramid", config, overrides, seed, device, out if resume else None)
         if print_config:
             return _print(console, cfg)
-        if not (resume or check):
+        if not (resume or check or forecast):
             _claim(cfg, out, overwrite)
         quiet_lightning()
         if gates or check:
             _gates(console, cfg)
-        if check:
+        if check or forecast:
             _forecast(console, _measure(cfg))
             return DONE
         return _run(console, cfg, train_tokenizer, out, resume)

@@ -39,6 +39,8 @@ def test_check_writes_nothing(run, tmp_path):
     code, lines, notes = run(*GATES, "--check", "--out", tmp_path / "t")
     assert (code, lines) == (0, [])
     assert notes[-1].startswith("train tokenizer: forecast: ") and "3 steps" in notes[-1]
+    code, lines, notes = run(*GATES, "--forecast", "--out", tmp_path / "t", "--json")
+    assert [list(json.loads(line)) for line in lines] == [["forecast"]] and len(notes) == 1
     assert not (tmp_path / "t").exists()
 
 
