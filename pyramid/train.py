@@ -133,7 +133,7 @@ class TokenizerTraining(TrainingModule):
 
     def training_step(self, batch: dict, batch_idx: int) -> None:
         out, video = self.reconstruct(batch)
-        total = self.total(out, video, batch["caption"])
+        total = self.total(out, video, batch)
         optimizers = self.trained_by()
         self.descend(optimizers[0], total)
         self.update_codebooks(out.chunks)
@@ -152,7 +152,7 @@ class TokenizerTraining(TrainingModule):
         self.end_step()
 
     def objective(self, batch: dict) -> Tensor:
-        return self.total(*self.reconstruct(batch), batch["caption"])
+        return self.total(*self.reconstruct(batch), batch)
 
     def reconstruct(self, batch: dict) -> tuple[TrainingOutput, Tensor]:
         """One pass, each clip at a detail of its own; and the video (B, 3, T, H, W) that was to come out: the clips or,
@@ -166,9 +166,9 @@ class TokenizerTraining(TrainingModule):
         video = self._whole_chunks(video)
         return self.tokenizer(self._whole_chunks(seen), self.sample_detail(len(video))), video
 
-    def total(self, out: TrainingOutput, video: Tensor, captions: Sequence[str]) -> Tensor:
+    def total(self, out: TrainingOutput, video: Tensor, batch: dict) -> Tensor:
         """The tokenizer's loss, scalar; logs its terms."""
-        weights, terms = self.config.loss, self.losses(out, video, captions)
+        weights, terms = self.config.loss, self.losses(out, video, batch)
         if self.perceptual is not None:
             terms["perceptual"] = self.perceptual(out.video, video, self.generator(_FRAMES))
         if self.adversary is not None and self.adversary_plays():
@@ -198,7 +198,7 @@ class TokenizerTraining(TrainingModule):
                 level.quantizer.entropy = loss.entropy * anneal(loss.entropy_boost, progress, loss.boost_until)
                 level.quantizer.temperature = anneal(loss.temperature_boost, progress, loss.boost_until)
 
-    def losses(self, out: TrainingOutput, video: Tensor, captions: Sequence[str]) -> dict[str, Tensor]:
+    def losses(self, out: TrainingOutput, video: Tensor, batch: dict) -> dict[str, Tensor]:
         """Unweighted terms, scalars; `words_hit`: share of caption words that some token of the last chunk names."""
         terms = {"reconstruction": reconstruction_loss(out.video, video)}
         terms["quantizer"] = sum(loss for chunk in out.chunks for loss in chunk.losses)
@@ -207,7 +207,7 @@ class TokenizerTraining(TrainingModule):
         table, levels = self.tokenizer.table, self.tokenizer.word_levels
         if table is None or not levels:
             return terms
-        targets = [table.content_ids(caption) for caption in captions]
+        targets = [table.content_ids(caption) for caption in batch["caption"]]
         embeddings = self.tokenizer.levels.levels[levels[0]].quantizer.embeddings
         for index, chunk in enumerate(out.chunks):
             queries = torch.cat([chunk.queries[level].flatten(1, 3) for level in levels], dim=1)

@@ -38,7 +38,7 @@ def step(kind: str | None) -> dict[str, Any]:
     train, _ = make_datasets(config.data, model.num_frames, model.size, model.fps)
     batch = collate_clips([train[index] for index in range(BATCH)][rank() :: num_ranks()])
     out, video = module.reconstruct(batch)
-    total = module.total(out, video, batch["caption"])
+    total = module.total(out, video, batch)
     total.backward()
     gradients = {name: mean_over_ranks(p.grad) for name, p in module.tokenizer.named_parameters() if p.grad is not None}
     module.update_codebooks(out.chunks)
