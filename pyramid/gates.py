@@ -68,7 +68,7 @@ def climb(
         (several, config.sixteen_psnr, config.sixteen_steps),
     ):
         name = {1: "one clip", 16: "sixteen clips"}.get(count, f"{count} clips, all there are,")
-        report(check_overfit(name, make_module(), collate_clips(items[:count]), wanted, config.words, steps))
+        report(check_overfit(name, make_module(), items[:count], wanted, config.words, steps))
 
 
 def check_range(video: Tensor) -> Gate:
@@ -87,19 +87,24 @@ def check_range(video: Tensor) -> Gate:
     return Gate(name, found)
 
 
-def check_overfit(name: str, module: TokenizerTraining, batch: dict, wanted: float, words: float, steps: int) -> Gate:
-    """Train on one batch alone, at full detail, until it comes back with `wanted` dB and a share `words` of its
-    captions' words. Raises GateError where that takes more than `steps` steps, or where the loss is no number."""
+def check_overfit(
+    name: str, module: TokenizerTraining, items: list[dict], wanted: float, words: float, steps: int
+) -> Gate:
+    """Train on some clips alone, at full detail and in the run's batches, until they come back with `wanted` dB and a
+    share `words` of their captions' words. Raises GateError where that takes more than `steps` steps, or where the loss
+    is no number."""
     name = f"{name} by heart"
     module.log_dict = lambda *args, **kwargs: None  # type: ignore[method-assign]  # there is no trainer to log to
-    batch = module.transfer_batch_to_device(batch, module.device, 0)
+    size = module.run.batch_size
+    batches = [collate_clips(items[start : start + size]) for start in range(0, len(items), size)]
+    batches = [module.transfer_batch_to_device(batch, module.device, 0) for batch in batches]
     optimizer = module.configure_optimizers()[0]
     groups = [(group, group["lr"]) for group in optimizer.param_groups]
     dB, hit = 0.0, None
     for step in range(1, steps + 1):
         for group, rate in groups:
             group["lr"] = rate * min(1.0, step / 20)
-        loss = module.objective(batch)
+        loss = module.objective(batches[step % len(batches)])
         if not loss.isfinite():
             raise GateError(
                 f"gate not passed: {name}: expected a loss that is a number, got {loss.item()} in step {step}"
@@ -110,7 +115,7 @@ def check_overfit(name: str, module: TokenizerTraining, batch: dict, wanted: flo
         optimizer.step()
         module.step = step
         if step % _LOOK_EVERY == 0 or step == steps:
-            dB, hit = _look(module, batch)
+            dB, hit = _look(module, batches)
             if dB >= wanted and (hit is None or hit >= words):
                 return Gate(name, f"{_figures(dB, hit)} after {step} steps, {wanted:g} dB expected")
     asked = f"at least {wanted:g} dB" + ("" if hit is None else f" and {words:.0%} of the words")
@@ -120,14 +125,17 @@ def check_overfit(name: str, module: TokenizerTraining, batch: dict, wanted: flo
     )
 
 
-def _look(module: TokenizerTraining, batch: dict) -> tuple[float, float | None]:
-    """PSNR of the batch through encode and decode, dB; share of words named, None where there are none to name."""
+def _look(module: TokenizerTraining, batches: list[dict]) -> tuple[float, float | None]:
+    """PSNR of the clips through encode and decode, dB; share of words named, None where there are none to name."""
     tokenizer = module.tokenizer.eval()
-    tokens = tokenizer.encode(batch["video"])
-    dB = psnr(tokenizer.decode(tokens), batch["video"]).mean().item()
-    hits = module.words_hit(tokens, batch["caption"])
+    dB: list[float] = []
+    hits: list[float] = []
+    for batch in batches:
+        tokens = tokenizer.encode(batch["video"])
+        dB += psnr(tokenizer.decode(tokens), batch["video"]).tolist()
+        hits += module.words_hit(tokens, batch["caption"])
     tokenizer.train()
-    return dB, sum(hits) / len(hits) if hits else None
+    return sum(dB) / len(dB), sum(hits) / len(hits) if hits else None
 
 
 def _figures(dB: float, hit: float | None) -> str:
