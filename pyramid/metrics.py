@@ -34,7 +34,15 @@ class CodeUsage:
 
     def update(self, ids: Tensor) -> None:
         values, counts = ids.detach().flatten().unique(return_counts=True)
-        for value, count in zip(values.tolist(), counts.tolist(), strict=True):
+        self.merge(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(self.counts.values())
+
+    def merge(self, counts: dict[int, int]) -> None:
+        """Count the ids of another counter in."""
+        for value, count in counts.items():
             self.counts[value] = self.counts.get(value, 0) + count
 
     def compute(self) -> dict[str, float]:

@@ -93,10 +93,17 @@ def test_a_learned_codebook_follows_the_data():
     data = centres[torch.randint(0, 16, (2000,))] + 0.05 * torch.randn(2000, 4)
     before = (quantizer.quantize(data).codes - data).square().mean()
     for _ in range(100):  # long enough for unused codes to count as dead
-        quantizer.quantize(data)
+        quantizer.update(data, quantizer.codes_to_ids(data))
     after = (quantizer.quantize(data).codes - data).square().mean()
     assert after < 0.2 * before
     assert len(quantizer.quantize(data).ids.unique()) >= 14  # dead codes were revived
+
+
+def test_quantizing_leaves_the_codebook_alone():
+    quantizer = VectorQuantizer(16, 4).train()
+    before = {name: buffer.clone() for name, buffer in quantizer.named_buffers()}
+    quantizer.quantize(torch.randn(50, 4, requires_grad=True)).loss.backward()
+    assert all(torch.equal(buffer, before[name]) for name, buffer in quantizer.named_buffers())
 
 
 def test_codes_in_use_stay():
@@ -106,15 +113,16 @@ def test_codes_in_use_stay():
     quantizer.embeddings.copy_(centres)
     quantizer.sums.copy_(centres)
     for _ in range(2000):  # uses of each code: 31
-        quantizer.quantize(centres[torch.randint(256, (4,))])
+        some = centres[torch.randint(256, (4,))]
+        assert quantizer.update(some, quantizer.codes_to_ids(some)) == 0
     torch.testing.assert_close(quantizer.embeddings, centres)
 
 
 def test_dead_codes_restart_at_different_vectors():
     quantizer = VectorQuantizer(16, 4).train()
     data = 100 + torch.randn(16, 4)  # nearest to one code, all of them
-    for _ in range(22):
-        quantizer.quantize(data)
+    restarted = [quantizer.update(data, quantizer.codes_to_ids(data)) for _ in range(22)]
+    assert sum(restarted) == 15
     assert len(quantizer.embeddings.unique(dim=0)) == 16
     assert len(quantizer.quantize(data).ids.unique()) >= 15
 
