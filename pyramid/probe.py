@@ -22,7 +22,7 @@ from pyramid.tokens import TokenPyramid
 
 MAX_SIDE = 4  # cells of a level's grid along height and width
 MAX_FEATURES = 1024  # numbers of a level
-STRENGTHS = (10.0, 1.0, 1e-1, 1e-2, 1e-3)  # of the L2 penalty, strongest first
+STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3)  # of the L2 penalty, strongest first
 MAX_ITERATIONS = 100  # of L-BFGS at each strength
 _HASH_SEED = 2306
 

@@ -54,16 +54,20 @@ def test_the_fit_is_the_minimum():
     torch.testing.assert_close(-x.T @ surplus / 200, 0.05 * probe.weight.double(), atol=2e-4, rtol=0)
 
 
-def test_noise_chooses_the_stronger_penalty():
-    draw = generator(5)
-    features, labels = torch.randn(300, 400, generator=draw), torch.randint(0, 3, (300,), generator=draw)
-    features[:, 0] += 2 * labels
-    new, truth = torch.randn(2000, 400, generator=draw), torch.randint(0, 3, (2000,), generator=draw)
-    new[:, 0] += 2 * truth
-    chosen = fit_probe(features, labels, 3, generator=generator())
-    weakest = fit_probe(features, labels, 3, generator=generator(), strengths=[1e-3])
-    assert chosen.strength >= 1.0
-    assert chosen.accuracy(new, truth) > weakest.accuracy(new, truth) + 0.05
+def test_held_out_clips_choose_the_penalty():
+    """Five useful features among 200, noisy classes: 100 lets nothing be learned, 1e-6 learns the noise."""
+    draw, weight = generator(5), (torch.arange(200) < 5) / 5**0.5
+
+    def make(count):
+        x = torch.randn(count, 200, generator=draw)
+        return x, (2 * x @ weight + 1.5 * torch.randn(count, generator=draw) > 0).long()
+
+    train, new = make(400), make(2000)
+    chosen = fit_probe(*train, 2, generator=generator(), strengths=[1e-6, 100, 0.1])
+    assert chosen.strength == 0.1
+    for strength, margin in ((100, 0.05), (1e-6, 0.01)):
+        other = fit_probe(*train, 2, generator=generator(), strengths=[strength])
+        assert chosen.accuracy(*new) > other.accuracy(*new) + margin
 
 
 def test_a_seed_gives_the_same_probe():
