@@ -6,13 +6,15 @@ and evaluation.png.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tasks.console import DONE, USER_CAN_MEND, Console, to_json
-from tasks.files import claim_folder, sha256_of
+from tasks.files import claim_folder
 from tasks.models import load_tokenizer, part_of
 from tasks.options import MAX_SEED, Device, Json, Overwrite, Seed, check_device, parse_size
 
@@ -105,7 +107,7 @@ def tokenizer(
             claim_folder(out, overwrite, inputs=[path for path in map(Path, data) if path.is_dir()])
         folder = part_of(model, "tokenizer")
         loaded = load_tokenizer(model, check_device(device))
-        shape = {"size": size, "frames": frames, "fps": fps, "fit": fit}
+        shape: dict[str, Any] = {"size": size, "frames": frames, "fps": fps, "fit": fit}
         source = open_source(data, loaded, folder, split=split, targets=target, policy=policy, **shape)
         on_shapes = _is_shapes(data)
         result = evaluate_tokenizer(
@@ -117,7 +119,7 @@ def tokenizer(
             rounding=rounding,
             track=console.track,
         )
-        result.protocol.update(describe_model(model, folder))
+        result.protocol.update(describe_model(model, loaded, folder))
         for name, reason in result.broken.items():
             console.note(f"pyramid evaluate tokenizer: {reason}")
             console.emit({"input": name, "error": reason})
@@ -200,19 +202,28 @@ def _train_config(folder: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def describe_model(model: str | None, folder: Path) -> dict[str, Any]:
-    """For the protocol: the model, a hash over its config and weights, and whether the weights are a moving average."""
-    import hashlib
-
-    files = sorted(path for path in folder.iterdir() if path.name == "config.json" or path.suffix == ".safetensors")
-    digest = hashlib.sha256("\n".join(f"{path.name} {sha256_of(path)}" for path in files).encode())
+def describe_model(model: str | None, tokenizer: PyramidTokenizer, folder: Path) -> dict[str, Any]:
+    """For the protocol: the model, its hash, and whether its weights are a moving average."""
     run = _train_config(folder).get("run")
     decay = run.get("ema_decay") if isinstance(run, dict) else None
     if decay is None:
         average = "unknown: the model's folder has no train_config.yaml that says"
     else:
         average = f"moving average of the weights, decay {decay:g}" if decay else "none: the last weights"
-    return {"model": SHIPPED if model is None else model, "model_hash": digest.hexdigest()[:16], "ema": average}
+    return {"model": SHIPPED if model is None else model, "model_hash": model_hash(tokenizer, folder), "ema": average}
+
+
+def model_hash(tokenizer: PyramidTokenizer, folder: Path) -> str:
+    """16 hexadecimal digits over config.json, every weight and the word table: of what they hold, as two files of the
+    same weights need not be equal (safetensors writes its header in no fixed order)."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf8"))
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name, weight in sorted(tokenizer.state_dict().items()):
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.numpy(force=True).tobytes())
+    if tokenizer.table is not None:
+        digest.update(tokenizer.table.hash.encode())
+    return digest.hexdigest()[:16]
 
 
 def write(result: Evaluation, out: Path) -> None:

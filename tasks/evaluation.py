@@ -323,10 +323,14 @@ def _probe_protocol(source: Source, runs: list[_Seed], num_probed: int, digest: 
         "probe": "multinomial logistic regression with L2, on standardised code vectors of the levels up to the detail",
         "features": f"in place, grids averaged to {MAX_SIDE}x{MAX_SIDE} at most, hashed to {MAX_FEATURES} a level",
         "features_by_detail": dims,
-        "l2": f"of {', '.join(f'{s:g}' for s in STRENGTHS)}, by a held-out fifth; at most {MAX_ITERATIONS} L-BFGS steps",
+        "l2": f"one of {_list(STRENGTHS)}, by a held-out fifth; L-BFGS, at most {MAX_ITERATIONS} steps",
         "training_clips": num_probed,
         "training_clips_hash": digest.hexdigest()[:16],
         "classes": {target: len(names) for target, names in source.classes.items()},
         "labelled_a_seed": {target: [run.labelled[target] for run in runs] for target in source.classes},
         "chance": "always the class most frequent in training",
     }
+
+
+def _list(numbers: Iterable[float]) -> str:
+    return ", ".join(f"{number:g}" for number in numbers)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -87,15 +86,6 @@ def claim_folder(path: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> No
         raise FileExistsError(f"{path}: expected a folder, found a file")
     if path.is_dir() and any(path.iterdir()) and not overwrite:
         raise FileExistsError(f"{path}: exists already and is not empty; give another --out, or --overwrite")
-
-
-def sha256_of(path: Path) -> str:
-    """Of a file's content, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _identity(path: Path) -> tuple[int, int]:

@@ -111,6 +111,7 @@ class ClipsSource:
         held_out: the clips to score. train: those that probes learn from; None where there are none.
         targets: fields of the metadata to probe; by default those of `USUAL_TARGETS` that name classes.
         policy: "skip" or "raise", for clips that cannot be read.
+        name: what the protocol calls the data; the folder by default.
 
     Raises ValueError for a target that names no classes of the training clips.
     """
@@ -121,14 +122,16 @@ class ClipsSource:
         train: FolderDataset | None = None,
         targets: Sequence[str] | None = None,
         policy: str = "skip",
+        name: str | None = None,
     ) -> None:
-        self.sets = {"held_out": held_out, "train": train}
-        self.policy = policy
+        self.held_out, self.train, self.policy = held_out, train, policy
+        self.name = name or str(held_out.root)
         self.broken: dict[str, str] = {}
         self.classes: dict[str, list[str]] = {}
         self.no_probe = "" if train is not None else "there is no training split to learn a probe from"
-        for target in (targets or USUAL_TARGETS) if train is not None else ():
-            counts = Counter(value for clip in train.clips if (value := _label(clip, target)) is not None)
+        learned = train.clips if train is not None else []
+        for target in (targets or USUAL_TARGETS) if learned else ():
+            counts = Counter(value for clip in learned if (value := _label(clip, target)) is not None)
             # Names of single clips are no classes.
             if len(counts) >= 2 and sum(counts.values()) >= 2 * len(counts):
                 self.classes[target] = sorted(counts)
@@ -141,8 +144,12 @@ class ClipsSource:
             self.no_probe = f"the metadata of the training clips has no classes in {' or '.join(USUAL_TARGETS)}"
 
     def size(self, part: Part) -> int:
-        dataset = self.sets[part]
-        return 0 if dataset is None else len(dataset)
+        return len(self._set(part)) if part == "held_out" or self.train is not None else 0
+
+    def _set(self, part: Part) -> FolderDataset:
+        dataset = self.held_out if part == "held_out" else self.train
+        assert dataset is not None  # nothing is drawn of a part without clips
+        return dataset
 
     def clips(self, part: Part, indices: Sequence[int], batch_size: int) -> Iterator[list[HeldOutClip]]:
         batch: list[HeldOutClip] = []
@@ -156,8 +163,7 @@ class ClipsSource:
             yield batch
 
     def _read(self, part: Part, index: int) -> HeldOutClip | None:
-        dataset = self.sets[part]
-        assert dataset is not None
+        dataset = self._set(part)
         clip = dataset.clips[index]
         if str(clip.path) in self.broken:
             return None
@@ -172,10 +178,10 @@ class ClipsSource:
         return HeldOutClip(index, item["video"], item["num_valid"], labels)
 
     def describe(self) -> dict[str, Any]:
-        dataset = self.sets["held_out"]
+        dataset = self.held_out
         splits = sorted({clip.split or "none" for clip in dataset.clips})
         return {
-            "data": str(dataset.root),
+            "data": self.name,
             "split": ", ".join(splits),
             "size": list(dataset.size),
             "frames": dataset.num_frames,
@@ -218,7 +224,8 @@ def clips_source(
         if split is not None:
             raise ValueError(f"--split: expected a folder of clips with splits, got files, such as {paths[0]}")
         held_out = FolderDataset(paths[0].parent, crop="center", clips=files, **options)
-        return ClipsSource(held_out, None, targets, policy)
+        name = str(paths[0]) if len(paths) == 1 else f"{len(paths)} files, the first {paths[0]}"
+        return ClipsSource(held_out, None, targets, policy, name)
     root = paths[0]
     whole = FolderDataset(root, crop="center", **options)
     by_split = Counter(clip.split for clip in whole.clips)

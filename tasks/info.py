@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from dataclasses import asdict
@@ -11,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tasks.console import DONE, Console
-from tasks.files import sha256_of
 from tasks.models import codebook_sizes, default_model, part_of
 from tasks.options import Json
 
@@ -102,8 +102,16 @@ def _describe_part(folder: Path) -> dict[str, Any]:
     return {
         "format": json.loads((folder / "config.json").read_text(encoding="utf8")).get("format"),
         "megabytes": round(sum(path.stat().st_size for path in weights) / 1e6, 2),
-        "sha256": {path.relative_to(folder).as_posix(): sha256_of(path) for path in weights},
+        "sha256": {path.relative_to(folder).as_posix(): _hash(path) for path in weights},
     }
+
+
+def _hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _lines(record: dict[str, Any], indent: str = "") -> list[str]:
