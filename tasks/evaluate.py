@@ -53,7 +53,7 @@ def tokenizer(
     ] = None,
     probe_clips: Annotated[
         int, typer.Option("--probe-clips", min=2, help="Training clips a probe learns from.")
-    ] = 4000,
+    ] = 2000,
     seed: Seed = 0,
     seeds: Annotated[int, typer.Option("--seeds", min=1, max=100, help="How many, from --seed on.")] = 2,
     split: Annotated[
@@ -281,7 +281,9 @@ def report(result: Evaluation) -> str:
         lines += ["", "Understanding: % right, linear probes on the codes up to each detail"]
         lines += _table(["detail", "tokens", *names], known)
     if len(protocol["seeds"]) > 1:
+        same = len({*protocol["clips_a_seed"], protocol["clips"]}) == 1
         lines += ["", f"Means of {len(protocol['seeds'])} seeds, +- half their range"]
+        lines[-1] += "; all seeds score the same clips, and differ in what their probes learn from" if same else ""
     return "\n".join([*lines, "", "Protocol", *_protocol_lines(protocol)])
 
 

@@ -71,7 +71,7 @@ def evaluate_tokenizer(
     *,
     seeds: Sequence[int] = (0, 1),
     num_clips: int | None = None,
-    probe_clips: int = 4000,
+    probe_clips: int = 2000,
     rounding: bool = True,
     track: Track = lambda items, what, total: iter(items),
 ) -> Evaluation:
@@ -329,6 +329,7 @@ def _probe_protocol(source: Source, runs: list[_Seed], num_probed: int, digest: 
         "classes": {target: len(names) for target, names in source.classes.items()},
         "labelled_a_seed": {target: [run.labelled[target] for run in runs] for target in source.classes},
         "chance": "always the class most frequent in training",
+        "labels": "a class of no training clip counts as wrong",
     }
 
 
