@@ -24,48 +24,71 @@ def psnr(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def ssim(prediction: Tensor, target: Tensor) -> Tensor:
-    """Structural similarity of each clip, the mean over its frames and channels, by torchmetrics (11x11 Gaussian
-    window, reflected at the borders). (B, 3, T, H, W) in [-1, 1] -> (B,)
+    """Structural similarity of each clip (Wang et al. 2004), the mean over pixels, channels and frames; windows are
+    reflected at the borders, as in torchmetrics. (B, 3, T, H, W) in [-1, 1] -> (B,)
 
     Raises ValueError for frames with a side of fewer than 11 pixels.
     """
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
-    if min(target.shape[-2:]) < WINDOW:
-        found = "x".join(map(str, target.shape[-2:]))
-        raise ValueError(f"ssim: expected frames of at least {WINDOW}x{WINDOW} pixels, got {found}")
-    each = structural_similarity_index_measure(*_frames(prediction, target), data_range=1.0, reduction="none")
+    height, width = target.shape[-2:]
+    if min(height, width) < WINDOW:
+        raise ValueError(f"ssim: expected frames of at least {WINDOW}x{WINDOW} pixels, got {height}x{width}")
+    each, _ = _similarity(*_frames(prediction, target))
     return each.reshape(prediction.shape[0], -1).mean(dim=1)
 
 
 def ms_ssim_scales(height: int, width: int) -> int:
     """Scales, of the 5 that MS-SSIM is defined with, at which frames of this size still hold a whole window; each scale
-    halves the frame. 5 need 176 pixels a side, 4 need 99, 3 need 44, 2 need 22."""
-    side = min(height, width)
-    # The second division is torchmetrics' own demand; it is the stricter one for 4 scales alone, 99 pixels for 88.
-    fits = [min(side >> halved, side // max(1, halved) ** 2) >= WINDOW for halved in range(len(MS_SSIM_WEIGHTS))]
-    return sum(fits)
+    halves the frame. 5 need 176 pixels a side, 4 need 88, 3 need 44, 2 need 22."""
+    return sum(min(height, width) >> halved >= WINDOW for halved in range(len(MS_SSIM_WEIGHTS)))
 
 
 def ms_ssim(prediction: Tensor, target: Tensor) -> Tensor:
-    """Multi-scale structural similarity of each clip, the mean over its frames, by torchmetrics, negative terms taken
-    as 0. (B, 3, T, H, W) in [-1, 1] -> (B,)
+    """Multi-scale structural similarity of each clip (Wang et al. 2003), the mean over its frames; means of contrast
+    and structure are over whole windows, negative ones count as 0, as in torchmetrics. (B, 3, T, H, W) in [-1, 1] ->
+    (B,)
 
     On frames that are too small for all 5 scales the first `ms_ssim_scales` count, their weights scaled to sum to 1:
     figures of another number of scales are not comparable. Raises ValueError where fewer than 2 fit.
     """
-    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
-
     height, width = target.shape[-2:]
     scales = ms_ssim_scales(height, width)
     if scales < 2:
         raise ValueError(f"ms_ssim: expected frames of at least {2 * WINDOW} pixels a side, got {height}x{width}")
     weights = MS_SSIM_WEIGHTS[:scales]
-    betas = tuple(weight / sum(weights) for weight in weights)
-    each = multiscale_structural_similarity_index_measure(
-        *_frames(prediction, target), data_range=1.0, betas=betas, normalize="relu", reduction="none"
-    )
-    return each.reshape(prediction.shape[0], -1).mean(dim=1)
+    x, y = _frames(prediction, target)
+    product = x.new_ones(len(x))
+    for scale, weight in enumerate(weights):
+        whole, contrast = _similarity(x, y)
+        term = whole if scale == scales - 1 else contrast
+        product = product * term.relu() ** (weight / sum(weights))
+        x, y = (torch.nn.functional.avg_pool2d(image, 2) for image in (x, y))
+    return product.reshape(prediction.shape[0], -1).mean(dim=1)
+
+
+def _similarity(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Two batches of images (N, 3, H, W) in [0, 1] -> SSIM of each (N,), and its term of contrast and structure alone,
+    the mean over whole windows, (N,)."""
+    c1, c2 = 0.01**2, 0.03**2
+    rows, columns = (_window(side, x.device) for side in x.shape[-2:])
+    # A window over an axis is one matrix product with it, several times as fast as torchmetrics' 11x11 convolution.
+    mean_x, mean_y, square_x, square_y, product = (rows @ image @ columns.T for image in (x, y, x * x, y * y, x * y))
+    variances = (square_x - mean_x**2).clamp(min=0) + (square_y - mean_y**2).clamp(min=0)
+    contrast = (2 * (product - mean_x * mean_y) + c2) / (variances + c2)
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    edge = WINDOW // 2
+    inside = contrast[..., edge : contrast.shape[-2] - edge, edge : contrast.shape[-1] - edge]
+    return (luminance * contrast).flatten(1).mean(dim=1), inside.flatten(1).mean(dim=1)
+
+
+def _window(side: int, device: torch.device) -> Tensor:
+    """The Gaussian window over one axis as a matrix (side, side), reflected at both ends. side >= 11"""
+    offsets = torch.arange(WINDOW) - WINDOW // 2
+    taps = torch.exp(-offsets.double().square() / (2 * 1.5**2))
+    places = (torch.arange(side)[:, None] + offsets).abs()
+    places = (side - 1) - ((side - 1) - places).abs()
+    matrix = torch.zeros(side, side, dtype=torch.float64)
+    matrix.scatter_add_(1, places, (taps / taps.sum()).expand(side, -1))
+    return matrix.float().to(device)
 
 
 def _frames(*videos: Tensor) -> list[Tensor]:

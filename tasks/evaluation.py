@@ -300,7 +300,7 @@ def _over_seeds(seeds: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, 
 def _metrics_protocol(height: int, width: int) -> dict[str, Any]:
     scales = metrics.ms_ssim_scales(height, width)
     size, all_scales = f"frames of {height}x{width}", len(metrics.MS_SSIM_WEIGHTS)
-    windows = f"{metrics.WINDOW}x{metrics.WINDOW} Gaussian windows, torchmetrics, mean over frames"
+    windows = f"{metrics.WINDOW}x{metrics.WINDOW} Gaussian windows, reflected at the borders, mean over frames"
     small = f"null: {size} hold no whole window"
     if scales == all_scales:
         multi = f"all {all_scales} scales"

@@ -103,16 +103,24 @@ def test_each_clip_has_its_own_figure(figure):
     assert alone[0] != pytest.approx(alone[1], rel=1e-5)
 
 
-def test_the_scales_that_fit_are_those_that_torchmetrics_takes():
-    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
-
+def test_the_scales_that_fit_hold_a_whole_window():
     least = {scales: min(s for s in range(1, 200) if ms_ssim_scales(s, 300) >= scales) for scales in range(1, 6)}
-    assert least == {1: 11, 2: 22, 3: 44, 4: 99, 5: 176}
-    image = torch.rand(1, 3, 99, 300)
-    betas = (0.25,) * 4
-    multiscale_structural_similarity_index_measure(image, image, betas=betas, data_range=1.0)
-    with pytest.raises(ValueError):
-        multiscale_structural_similarity_index_measure(image[:, :, :98], image[:, :, :98], betas=betas, data_range=1.0)
+    assert least == {1: 11, 2: 22, 3: 44, 4: 88, 5: 176}
+    assert ms_ssim_scales(300, 45) == ms_ssim_scales(45, 300) == 3
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (45, 70), (180, 192)])
+def test_torchmetrics_gives_the_same(height, width):
+    from torchmetrics.functional import image
+
+    video, other = noisy(height, width, frames=2)
+    x, y = (((v + 1) / 2).movedim(2, 1).flatten(0, 1) for v in (other, video))
+    theirs = image.structural_similarity_index_measure(x, y, data_range=1.0, reduction="none").reshape(2, 2).mean(dim=1)
+    torch.testing.assert_close(ssim(other, video), theirs, atol=2e-5, rtol=0)
+    weights = MS_SSIM_WEIGHTS[: ms_ssim_scales(height, width)]
+    options = {"betas": tuple(w / sum(weights) for w in weights), "normalize": "relu", "reduction": "none"}
+    theirs = image.multiscale_structural_similarity_index_measure(x, y, data_range=1.0, **options)
+    torch.testing.assert_close(ms_ssim(other, video), theirs.reshape(2, 2).mean(dim=1), atol=2e-5, rtol=0)
 
 
 def test_frames_too_small_are_refused():
