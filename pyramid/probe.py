@@ -86,8 +86,8 @@ def fit_probe(
     """Fit a probe on features (N, D) float32 and classes (N,) int64 from 0 to num_classes - 1.
 
     The share `held_out` of the clips, drawn by `generator`, chooses among the `strengths` of mean cross-entropy +
-    strength / 2 * |weight|^2, the stronger one in a tie; the probe is then fitted on all clips with it. Deterministic
-    for a generator's seed on one machine.
+    strength / 2 * |weight|^2, from the strongest on until accuracy falls, the stronger one in a tie; the probe is then
+    fitted on all clips with it. Deterministic for a generator's seed on one machine.
 
     Raises ValueError for fewer than two clips, shapes that do not go together, or a class out of range.
     """
@@ -106,6 +106,8 @@ def fit_probe(
         probe = _fit(features[fitted], classes[fitted], num_classes, strength, start)
         start = (probe.weight, probe.bias)  # the path from strong to weak starts each fit near its end
         accuracy = probe.accuracy(features[judged], classes[judged])
+        if accuracy < best_accuracy:
+            break  # weaker ones would fit more of what the held-out clips do not share, and take longest
         if accuracy > best_accuracy:
             best, best_accuracy = probe, accuracy
     assert best is not None
@@ -127,7 +129,7 @@ def _fit(
         max_iter=MAX_ITERATIONS,
         history_size=10,
         tolerance_grad=1e-5,
-        tolerance_change=1e-7,
+        tolerance_change=1e-6,
         line_search_fn="strong_wolfe",
     )
 

@@ -323,7 +323,7 @@ def _probe_protocol(source: Source, runs: list[_Seed], num_probed: int, digest: 
         "probe": "multinomial logistic regression with L2, on standardised code vectors of the levels up to the detail",
         "features": f"in place, grids averaged to {MAX_SIDE}x{MAX_SIDE} at most, hashed to {MAX_FEATURES} a level",
         "features_by_detail": dims,
-        "l2": f"one of {_list(STRENGTHS)}, by a held-out fifth; L-BFGS, at most {MAX_ITERATIONS} steps",
+        "l2": f"{_list(STRENGTHS)}, until a held-out fifth gets worse; L-BFGS, at most {MAX_ITERATIONS} steps",
         "training_clips": num_probed,
         "training_clips_hash": digest.hexdigest()[:16],
         "classes": {target: len(names) for target, names in source.classes.items()},
