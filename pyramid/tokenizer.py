@@ -1,6 +1,6 @@
 """`PyramidTokenizer`: video <-> pyramid of tokens. Read this file first; it only composes the parts.
 
-    video -> Encoder -> latent -> ResidualPyramid -> TokenPyramid -> ResidualPyramid -> latent -> Decoder -> video
+    video -> Encoder -> latent -> PyramidQuantizer -> TokenPyramid -> PyramidQuantizer -> latent -> Decoder -> video
 
 Inference always runs one chunk at a time (the first frame, then runs of `chunk_frames`), with the state of the causal
 networks as a value that the caller of `encode_chunk` and `decode_chunk` holds: a stream and a whole clip are the same
@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError
@@ -27,7 +28,7 @@ from pyramid.levels import Pyramid, check_detail, chunk_lengths, in_order
 from pyramid.nn.blocks import State
 from pyramid.nn.decoder import Decoder
 from pyramid.nn.encoder import Encoder
-from pyramid.quantize.residual import LevelConfig, QuantizedChunk, ResidualPyramid
+from pyramid.quantize import COMBINATIONS, LevelConfig, QuantizedChunk
 from pyramid.tokens import TokenPyramid, concatenate_chunks
 from pyramid.words import WordTable
 
@@ -53,7 +54,8 @@ class TokenizerConfig:
     `patch`: pixels a side that the first convolution takes as one cell; `channels`, `depths`: widths and blocks there
     and after each further halving of the frame.
     `time_stride`: pixel frames a latent frame; `chunk_frames`: pixel frames a chunk; `dim`, `depth`: width and number
-    of the blocks at the latent's resolution; `latent_dim`: numbers of a latent. Raises ValueError for values that no
+    of the blocks at the latent's resolution; `latent_dim`: numbers of a latent. `combination`: how levels make up the
+    latent, by sum ("residual") or by streaming average ("average", SPAE). Raises ValueError for values that no
     tokenizer can have."""
 
     height: int = 32
@@ -68,6 +70,7 @@ class TokenizerConfig:
     dim: int = 256
     depth: int = 3
     latent_dim: int = 64
+    combination: Literal["residual", "average"] = "residual"
     levels: tuple[LevelConfig, ...] = _DEFAULT_LEVELS
 
     def __post_init__(self) -> None:
@@ -80,6 +83,9 @@ class TokenizerConfig:
                 raise ValueError(f"TokenizerConfig: {name} must be at least {least}, got {value}")
         if not 0 < self.fps < math.inf:
             raise ValueError(f"TokenizerConfig: fps must be above 0 and finite, got {self.fps}")
+        if self.combination not in COMBINATIONS:
+            known = " or ".join(COMBINATIONS)
+            raise ValueError(f"TokenizerConfig: combination must be {known}, got {self.combination!r}")
         if not self.levels:
             raise ValueError("TokenizerConfig: levels: expected at least one, got none")
         if self.chunk_frames % self.time_stride:
@@ -127,7 +133,8 @@ class PyramidTokenizer(nn.Module):
             table = WordTable.load()
         self.table = table
         self.encoder = Encoder(c.patch, c.channels, c.depths, c.time_stride, c.dim, c.depth, c.latent_dim)
-        self.levels = ResidualPyramid(c.levels, c.latent_dim, self._latent_grid(c.height, c.width), table)
+        stack = COMBINATIONS[c.combination]
+        self.levels = stack(c.levels, c.latent_dim, self._latent_grid(c.height, c.width), table)
         self.decoder = Decoder(c.patch, c.channels, c.depths, c.time_stride, c.dim, c.depth, c.latent_dim, c.num_levels)
 
     @property
@@ -176,11 +183,8 @@ class PyramidTokenizer(nn.Module):
         chunks = [self.levels(part) for part in parts]
         kept = []
         for part, chunk in zip(parts, chunks, strict=True):
-            total = torch.zeros_like(chunk.residual)
-            for index, value in enumerate(chunk.values):
-                total = total + value * (detail > index).to(value)[:, None, None, None, None]
-            unquantized = (detail > self.num_levels)[:, None, None, None, None]
-            kept.append(torch.where(unquantized, part, total))
+            choices = torch.stack([*chunk.prefixes, part.to(chunk.prefixes[0].dtype)])
+            kept.append(choices[detail - 1, torch.arange(len(detail), device=detail.device)])
         pixels, _ = self.decoder(torch.cat(kept, dim=2), detail)
         return TrainingOutput(pixels, chunks)
 

@@ -166,12 +166,11 @@ class TokenizerTraining(TrainingModule):
 def _latent_loss(chunk: QuantizedChunk) -> Tensor:
     """Distance of the latent to each prefix of its pyramid: the levels come to the latent, the latent a little to
     them (VAR, 2404.02905, eq. 5, with beta = 0.25)."""
-    latent = (chunk.residual + torch.stack(chunk.values).sum(dim=0)).float()
-    total, prefix = latent.new_zeros(()), torch.zeros_like(latent)
-    for value in chunk.values:
-        prefix = prefix + value.float()
+    latent = chunk.latent.float()
+    total = latent.new_zeros(())
+    for prefix in map(Tensor.float, chunk.prefixes):
         total = total + (latent.detach() - prefix).square().mean() + 0.25 * (latent - prefix.detach()).square().mean()
-    return total / len(chunk.values)
+    return total / len(chunk.prefixes)
 
 
 def _coverage(tokenizer: PyramidTokenizer, words: list[list[str]], caption: str) -> float | None:
