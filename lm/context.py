@@ -1,7 +1,8 @@
 """What the pixels look like so far: for each token, the latent that is known at its place when its turn comes.
 
-Two vectors: the latent at the detail of the chunk's coarser levels (VAR, 2404.02905, feeds the same to its next scale),
-and the last latent frame of the chunk before. Both come from the frozen tokenizer and are resampled to the block's grid.
+Two vectors: the latent at the detail of the chunk's coarser levels (VAR, 2404.02905, feeds the same to its next
+scale), and the last latent frame of the chunk before. Both come from the frozen tokenizer and are resampled to the
+block's grid.
 """
 
 from __future__ import annotations

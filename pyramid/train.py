@@ -1,7 +1,7 @@
 """Training a tokenizer: `train_tokenizer(config, out)` fits, validates per detail and writes a model folder.
 
 The objective: pixels at a random detail of each clip (so that every prefix decodes), the quantizers' own losses, the
-latent's distance to each prefix of the pyramid, and meaning on the word levels (`losses.word_set_loss`). Early in the
+latent's distance to each prefix of the pyramid, and meaning on the word levels (`semantic.py`). Early in the
 run part of the clips skips quantization, so that encoder and decoder learn from clean gradients first.
 """
 
@@ -18,27 +18,27 @@ from torch import Tensor, nn
 
 from pyramid.data.datamodule import ClipData
 from pyramid.data.sources import DataConfig, make_datasets
-from pyramid.losses import reconstruction_loss, word_set_loss
+from pyramid.losses import reconstruction_loss
 from pyramid.metrics import CodeUsage, psnr
 from pyramid.quantize import QuantizedChunk
 from pyramid.schedule import RunConfig
+from pyramid.semantic import SemanticConfig, SemanticObjective, dynamic_weight
 from pyramid.tokenizer import PyramidTokenizer, TokenizerConfig, TrainingOutput
 from pyramid.training import TrainingModule, check_resume, fit
+from pyramid.words import WordTable
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of the terms. `semantic_first`: of the first frame's words relative to the other chunks'; `temperature`
-    of the word probabilities; `unquantized`: share of clips that skip quantization at the start, falling to none at
-    `unquantized_until` of the run; `full_detail`: share of the other clips trained at full detail, the rest at a
-    random one."""
+    """Weights of the terms. `semantic_first`: of the first frame's words relative to the other chunks'; `unquantized`:
+    share of clips that skip quantization at the start, falling to none at `unquantized_until` of the run;
+    `full_detail`: share of the other clips trained at full detail, the rest at a random one."""
 
     reconstruction: float = 5.0
     quantizer: float = 0.1
     latent: float = 0.25
     semantic: float = 0.3
     semantic_first: float = 0.5
-    temperature: float = 0.1
     unquantized: float = 0.5
     unquantized_until: float = 0.5
     full_detail: float = 0.5
@@ -46,13 +46,16 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class TrainTokenizerConfig:
-    """The whole of a tokenizer run. `run`: length, batch and optimizer; `initialize`: a model folder to start from,
-    whose config then takes the place of `model`."""
+    """The whole of a tokenizer run. `run`: length, batch and optimizer; `words`: the word table, a file that `pyramid
+    data words` wrote, by default the one that ships; `initialize`: a model folder to start from, whose config and words
+    then take the place of `model` and `words`."""
 
     model: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    semantic: SemanticConfig = field(default_factory=SemanticConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    words: str | None = None
     initialize: str | None = None
 
 
@@ -66,7 +69,10 @@ class TokenizerTraining(TrainingModule):
         if config.initialize:
             self.tokenizer = PyramidTokenizer.from_pretrained(config.initialize).train()
         else:
-            self.tokenizer = PyramidTokenizer(config.model)
+            self.tokenizer = PyramidTokenizer(config.model, WordTable.load(config.words) if config.words else None)
+        self.semantic = None
+        if self.tokenizer.table is not None and self.tokenizer.word_levels:
+            self.semantic = SemanticObjective(config.semantic, self.tokenizer.table)
         self.count_usage()
         self.val_psnr: list[list[Tensor]] = []
 
@@ -88,7 +94,7 @@ class TokenizerTraining(TrainingModule):
         video = self._whole_chunks(batch["video"])
         seen = self._whole_chunks(batch["seen"]) if "seen" in batch else video
         out = self.tokenizer(seen, self.sample_detail(len(video)))
-        terms = self.losses(out, video, batch["caption"])
+        terms = self.losses(out, video, batch)
         for chunk in out.chunks:
             for usage, ids in zip(self.usage, chunk.ids, strict=True):
                 usage.update(ids)
@@ -97,8 +103,9 @@ class TokenizerTraining(TrainingModule):
             weights.reconstruction * terms["reconstruction"]
             + weights.quantizer * terms["quantizer"]
             + weights.latent * terms["latent"]
-            + weights.semantic * terms["semantic"]
         )
+        pull = dynamic_weight(total, terms["semantic"]) if self.config.semantic.dynamic else 1.0
+        total = total + weights.semantic * pull * terms["semantic"]
         self.log_dict(
             {f"train/{name}": torch.as_tensor(value).detach() for name, value in terms.items()}, batch_size=len(video)
         )
@@ -107,23 +114,33 @@ class TokenizerTraining(TrainingModule):
             self._log_usage()
         return total
 
-    def losses(self, out: TrainingOutput, video: Tensor, captions: Sequence[str]) -> dict[str, Tensor]:
-        """Unweighted terms, scalars; `words_hit`: share of caption words that some token of the last chunk names."""
+    def losses(self, out: TrainingOutput, video: Tensor, batch: dict) -> dict[str, Tensor]:
+        """Unweighted terms, scalars; `words_hit`: share of the words that the teacher asks for that some token of the
+        last chunk names. `batch` is what the teacher reads."""
         terms = {"reconstruction": reconstruction_loss(out.video, video)}
         terms["quantizer"] = sum(loss for chunk in out.chunks for loss in chunk.losses)
         terms["latent"] = torch.stack([_latent_loss(chunk) for chunk in out.chunks]).sum()
         terms["semantic"], terms["words_hit"] = video.new_zeros(()), 0.0
-        table, levels = self.tokenizer.table, self.tokenizer.word_levels
-        if table is None or not levels:
+        if self.semantic is None:
             return terms
-        targets = [table.content_ids(caption) for caption in captions]
+        levels = self.tokenizer.word_levels
         embeddings = self.tokenizer.levels.levels[levels[0]].quantizer.embeddings
-        for index, chunk in enumerate(out.chunks):
-            queries = torch.cat([chunk.queries[level].flatten(1, 3) for level in levels], dim=1)
-            loss, terms["words_hit"] = word_set_loss(queries, targets, embeddings, self.config.loss.temperature)
-            last = index or len(out.chunks) == 1
-            terms["semantic"] = terms["semantic"] + loss * (1.0 if last else self.config.loss.semantic_first)
+        step = self.tokenizer.config.chunk_frames
+        frames = [video[:, :, :1], *video[:, :, 1:].split(step, dim=2)] if video.shape[2] > 1 else [video]
+        with self.exact():
+            num_positions = sum(out.chunks[0].ids[level][0].numel() for level in levels)
+            lesson = self.semantic.lesson(batch, num_positions)
+            for index, (chunk, pixels) in enumerate(zip(out.chunks, frames, strict=True)):
+                queries = [chunk.queries[level].float() for level in levels]
+                loss, terms["words_hit"] = self.semantic(queries, embeddings, lesson, pixels)
+                last = index or len(out.chunks) == 1
+                terms["semantic"] = terms["semantic"] + loss * (1.0 if last else self.config.loss.semantic_first)
         return terms
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if self.semantic is not None:
+            self.semantic.to(self.device)
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
         with self.exact():

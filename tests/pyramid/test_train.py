@@ -45,7 +45,7 @@ def test_one_clip_is_overfitted():
     first = last = None
     for _ in range(150):
         out = module.tokenizer(video, torch.tensor([5, 5]))
-        terms = module.losses(out, video, [item["caption"]] * 2)
+        terms = module.losses(out, video, {"caption": [item["caption"]] * 2})
         last = terms["reconstruction"].item()
         first = last if first is None else first
         optimizer.zero_grad()
