@@ -61,13 +61,13 @@ class TextEncoder:
         self.max_tokens = _most_tokens(config, self.tokenizer)
         self.dim = self(["a"]).shape[1]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """(N, dim) float32 of unit length, on the CPU. A text that is too long is cut; an empty one is no error."""
         rows = [self._batch(texts[start : start + batch_size]) for start in range(0, len(texts), batch_size)]
         if not rows:
             return torch.empty(0, self.dim)
-        return torch.nn.functional.normalize(torch.cat(rows).float().cpu(), dim=-1).clone()
+        return torch.nn.functional.normalize(torch.cat(rows).float().cpu(), dim=-1)
 
     def _batch(self, texts: Sequence[str]) -> Tensor:
         if self.space == "input":

@@ -207,7 +207,7 @@ class PyramidTokenizer(nn.Module):
         video = video.to(self.device, self.dtype)
         video = nn.functional.pad(video, (0, missing[0], 0, missing[1], 0, missing[2]), mode="replicate")
         latent, state = self.encoder(video, state)
-        return tuple(self.levels(latent, detail).ids), state
+        return self.levels(latent, detail), state
 
     @torch.no_grad()
     def decode_chunk(

@@ -42,8 +42,10 @@ class Teacher:
         return min_max(vectors @ self.words.T)
 
     def word_sets(self, batch: Batch, count: int) -> list[list[int]]:
-        """For each clip the ids of at most `count` different words that say it together, the weightiest first."""
-        return [matching_pursuit(vector, self.words, count) for vector in self.embed(batch)]
+        """For each clip the ids of at most `count` different words that say it together, the weightiest first. What all
+        words have in common (much, in CLIP's space) says nothing, and is left out."""
+        atoms = torch.nn.functional.normalize(self.words - self.words.mean(dim=0), dim=-1)
+        return [matching_pursuit(vector, atoms, count) for vector in self.embed(batch)]
 
 
 def min_max(scores: Tensor) -> Tensor:
