@@ -197,6 +197,14 @@ class PyramidTokenizer(nn.Module):
         """One chunk of pixel frames (B, 3, t, H, W) in [-1, 1] -> ids of its levels, and the state for the next chunk.
         t is 1 for the first chunk (state None), then `chunk_frames`; a shorter last chunk is filled up with its last
         frame, sides that the stride does not divide with their last row and column. Raises ValueError as `encode`."""
+        chunk, state = self.quantize_chunk(video, state, detail)
+        return tuple(chunk.ids), state
+
+    @torch.no_grad()
+    def quantize_chunk(
+        self, video: Tensor, state: State | None, detail: int | None = None
+    ) -> tuple[QuantizedChunk, State]:
+        """As `encode_chunk`, with all that is known of the chunk: what each level was asked for beside its ids."""
         c = self.config
         _check_video(video)
         detail = check_detail(detail, self.num_levels, "PyramidTokenizer.encode")

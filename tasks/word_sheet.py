@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
@@ -13,6 +13,8 @@ from pyramid.levels import chunk_lengths
 
 if TYPE_CHECKING:
     from pyramid.spelling import SpeltLevel, SpeltWord
+
+_Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 _PAPER, _INK, _LINE, _BACK = (255, 255, 255), (20, 20, 20), (255, 255, 255, 150), (0, 0, 0, 150)
 _GAP, _TITLE, _LARGEST, _SMALLEST = 6, 20, 18, 7
@@ -74,7 +76,7 @@ def _written(picture: Image.Image, words: Sequence[SpeltWord], rows: int, column
     return Image.alpha_composite(picture.convert("RGBA"), over).convert("RGB")
 
 
-def _fitting(draw: ImageDraw.ImageDraw, text: str, width: float, height: float) -> ImageFont.FreeTypeFont:
+def _fitting(draw: ImageDraw.ImageDraw, text: str, width: float, height: float) -> _Font:
     """The largest font in which the text fits its cell, or the smallest there is."""
     for size in range(_LARGEST, _SMALLEST, -1):
         font = ImageFont.load_default(size=size)

@@ -58,7 +58,8 @@ def matching_pursuit(target: Tensor, words: Tensor, count: int) -> list[int]:
     """Rows of unit vectors `words` (K, S) whose positive multiples add up to `target` (S,), greedily (Mallat and Zhang,
     "Matching Pursuits with Time-Frequency Dictionaries", 1993): each is the row that the rest of the target points to
     most, its part is taken from the rest, and it is not taken again. Stops at `count`, or where no row takes part."""
-    rest, barred, chosen = target.clone(), torch.zeros(len(words), dtype=torch.bool, device=words.device), []
+    chosen: list[int] = []
+    rest, barred = target.clone(), torch.zeros(len(words), dtype=torch.bool, device=words.device)
     while len(chosen) < min(count, len(words)):
         along = (words @ rest).masked_fill(barred, -torch.inf)
         best = int(along.argmax())
