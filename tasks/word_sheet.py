@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-_PAPER, _INK, _LINE, _BACK = (255, 255, 255), (20, 20, 20), (255, 255, 255, 150), (0, 0, 0, 150)
+_PAPER, _INK, _LINE, _BACK = (255, 255, 255), (20, 20, 20), (255, 255, 255, 150), (0, 0, 0, 190)
 _GAP, _TITLE, _LARGEST, _SMALLEST = 6, 20, 18, 7
 
 
