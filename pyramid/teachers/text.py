@@ -13,6 +13,9 @@ from pyramid.text_encoder import TextEncoder
 from pyramid.words import WordTable, content_words
 
 
+_REMEMBERED = 1 << 16  # texts whose vectors and words are kept; then all are forgotten
+
+
 class TextTeacher(Teacher):
     """The space is the word table's own. A text is the mean of its content words in it; with `encoder`, the text model
     that the table was made with, it is the text's sentence embedding, and a content word that the table lacks is
@@ -34,6 +37,9 @@ class TextTeacher(Teacher):
 
     def embed(self, batch: Batch) -> Tensor:
         texts = self._texts(batch)
+        for memory in (self._vectors, self._ids):
+            if len(memory) > _REMEMBERED:
+                memory.clear()
         new = [text for text in dict.fromkeys(texts) if text not in self._vectors]
         self._vectors.update(zip(new, self._embed(new), strict=True))
         return torch.stack([self._vectors[text] for text in texts]).to(self.words.device)

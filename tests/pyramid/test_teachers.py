@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import CLIPModel
 
-from pyramid.teachers import ClipTeacher, TextTeacher, matching_pursuit, min_max
+from pyramid.teachers import ClipTeacher, TextTeacher, matching_pursuit, min_max, text
 from pyramid.text_encoder import TextEncoder
 from pyramid.vocabulary import build_word_table
 from pyramid.words import WordTable
@@ -96,6 +96,16 @@ def test_sentences_of_the_table_s_own_model(tmp_path):
     assert ids == list(dict.fromkeys([*table.text_to_ids("red star"), nearest]))
     with pytest.raises(ValueError, match=r"expected sentence embeddings \(N, 384\)"):
         TextTeacher(WordTable.load(), encoder=encoder)
+
+
+def test_memory_is_bounded(table, monkeypatch):
+    monkeypatch.setattr(text, "_REMEMBERED", 3)
+    teacher = TextTeacher(table)
+    captions = [f"a {word}" for word in table.words[:9]]
+    for caption in captions:
+        again = teacher.embed({"caption": [caption, captions[0]]})
+        assert len(teacher._vectors) <= 5 and len(teacher._ids) <= 5
+    torch.testing.assert_close(again, TextTeacher(table).embed({"caption": [captions[-1], captions[0]]}))
 
 
 # -------------------------------------------------------------------------------------------- CLIP
