@@ -12,7 +12,6 @@ from pyramid.teachers.base import Batch, Teacher, matching_pursuit
 from pyramid.text_encoder import TextEncoder
 from pyramid.words import WordTable, content_words
 
-
 _REMEMBERED = 1 << 16  # texts whose vectors and words are kept; then all are forgotten
 
 
