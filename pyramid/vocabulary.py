@@ -44,13 +44,15 @@ def build_word_table(
     extra: Iterable[str] = (),
     only: Iterable[str] | None = None,
     space: Literal["sentence", "input"] = "sentence",
+    source: str | None = None,
     device: str = "cpu",
 ) -> WordTable:
     """Embed whole words with a text model (`text_encoder.py` says what stands for a word) and reduce them to `dim`
     principal components, or as many as the model has numbers.
 
     Args:
-        model: local folder or hub id. space: "sentence", or "input" for the model's input embeddings.
+        model: local folder or hub id; `source`, what the table says of it, is its last part by default.
+        space: "sentence", or "input" for the model's input embeddings.
         num_words: the most words that the table may have. They are `extra` (say, the words of the captions to come),
             then `only` (a list of words), or without it the whole words of the model's vocabulary in their order. What
             is no lower-case word of two letters or more is left out, and so are duplicates, of words and of embeddings.
@@ -65,7 +67,7 @@ def build_word_table(
     if len(words) < 2:
         raise ValueError(f"build_word_table: {model}: expected two whole words or more, got {len(words)}")
     kept, (mean, basis, embeddings) = _distinct(encoder(words).double(), dim)
-    return WordTable(tuple(words[i] for i in kept), embeddings, mean, basis, encoder.name)
+    return WordTable(tuple(words[i] for i in kept), embeddings, mean, basis, source or encoder.name)
 
 
 def learn_word_table(

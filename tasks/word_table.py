@@ -79,13 +79,11 @@ def _make(source: str, captions: list[str], only: Path | None, num: int, dim: in
     if source == _CAPTIONS:
         return learn_word_table(captions, num_words=num, dim=dim)
     logging.disable_progress_bar()
-    model = minilm_folder() if source == _MINILM else source
+    model, name = (minilm_folder(), "all-MiniLM-L6-v2") if source == _MINILM else (source, None)
     extra = (word for caption in captions for word in content_words(caption))
     chosen = only.read_text(encoding="utf8").split() if only is not None else None
-    table = build_word_table(
-        model, num_words=num, dim=dim, extra=extra, only=chosen, space="input" if space == "input" else "sentence"
-    )
-    return table
+    kind = "input" if space == "input" else "sentence"
+    return build_word_table(model, num_words=num, dim=dim, extra=extra, only=chosen, space=kind, source=name)
 
 
 def _captions(files: list[Path]) -> Iterator[str]:

@@ -43,8 +43,8 @@ def test_extra_words_come_first_and_a_list_replaces_the_vocabulary(tmp_path):
     folder = made_models.make_bert(tmp_path)
     table = build_word_table(folder, num_words=4, dim=3, extra=["blue", "no word", "small", "blue"])
     assert table.words == ("blue", "small", "red", "star")
-    table = build_word_table(folder, dim=3, only=["left", "Left", "stars", "x", "left", "red"])
-    assert table.words == ("left", "stars", "red")
+    table = build_word_table(folder, dim=3, only=["left", "Left", "stars", "x", "left", "red"], source="a bert")
+    assert table.words == ("left", "stars", "red") and table.source == "a bert"
 
 
 def test_words_with_the_same_embedding_are_one(tmp_path):
