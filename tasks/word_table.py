@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -82,7 +82,7 @@ def _make(source: str, captions: list[str], only: Path | None, num: int, dim: in
     model, name = (minilm_folder(), "all-MiniLM-L6-v2") if source == _MINILM else (source, None)
     extra = (word for caption in captions for word in content_words(caption))
     chosen = only.read_text(encoding="utf8").split() if only is not None else None
-    kind = "input" if space == "input" else "sentence"
+    kind: Literal["sentence", "input"] = "input" if space == "input" else "sentence"
     return build_word_table(model, num_words=num, dim=dim, extra=extra, only=chosen, space=kind, source=name)
 
 
