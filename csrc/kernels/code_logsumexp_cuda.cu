@@ -1,104 +1,31 @@
-// code_logsumexp on CUDA: attention whose keys and values are the codes, on the tensor cores (mma m16n8k16, sm_80 and newer)
-// with the accuracy of float32. A centred number is the sum of three bfloat16 numbers, 24 bits in all; of the nine
-// products of two such numbers the six greatest are formed, and what is left out is below 2^-26 of the product.
+// code_logsumexp on CUDA: attention whose keys and values are the codes, on the tensor cores (mma m16n8k16, sm_80 and
+// newer) with the accuracy of float32. A centred number is the sum of three bfloat16 numbers, 24 bits in all; of the
+// nine products of two such numbers the six greatest are formed, and what is left out is about 2^-26 of the product.
 //
 //   split_rows   (R, D) -> three parts of each centred number, padded with zeros to whole tiles, and |x'|^2 / 2
 //   attend       128 rows against blocks of 64 codes (backward: 128 codes against blocks of 64 rows). Scores stay in
-//                registers, and so do the sums of up to 256 columns; the other side comes by through shared memory, depth by
-//                depth for the scores, 16 at a time for the sums. Wider vectors: a block for each slice of the columns,
-//                which forms the scores again
+//                registers, and so do the sums of up to 256 columns; the other side comes by through shared memory, 32
+//                columns at a time for the scores, 16 rows at a time for the sums. Wider vectors: a block for each
+//                slice of the columns, which forms the scores again
 //   finish       puts together the runs into which the other side was cut so that all multiprocessors have work
 //
-// The tensor cores round towards zero, so nothing long is summed there: each product of 16 x 16 tiles starts from zero, the
-// small parts before the great ones, and is added up in float32.
+// The tensor cores round towards zero, so nothing long is summed there: each product of 16 x 16 tiles starts from zero,
+// the small parts before the great ones, and is added up in float32.
 //
-// Bound by the matrix units: 6 (slices + 1) products of 16-bit numbers a score and column. A block reads 1.1 KiB from the
-// L2 cache a column for the scores of 128 x 64 pairs, and 0.4 KiB for the sums; from memory all comes once or twice.
+// Bound by the matrix units: 6 (slices + 1) products of 16-bit numbers a pair and column. For 128 x 64 pairs a block
+// reads 1.1 KiB a column from the L2 cache for the scores and 0.4 KiB for the sums; from memory the parts of the other
+// side, 6 bytes a number, come once or twice. The workspace holds the parts of both sides, and the sums of the runs.
 // The cuts follow from the sizes alone and there are no atomics: the result is the same every time.
 #include "code_logsumexp.h"
 
-#include "mma_tile.cuh"
+#include "code_logsumexp_cuda.cuh"
 
 namespace pyramid::kernels {
 namespace {
 
-constexpr int kParts = 3;
-constexpr int kWarps = 8, kThreads = kWarps * kLanes;
-constexpr int kRows = 16 * kWarps, kKeys = 64;     // of the two sides
-constexpr int kDepth = 32, kValueKeys = 16;        // a step: this many columns of both sides, or rows of the other one
-constexpr int kMostColumns = 256, kMostRuns = 32;  // of the sums of a block; of the other side
-constexpr int64_t kBlocksWanted = 256;
-constexpr float kLog2E = 1.4426950408889634f;
-
-// One side, as split_rows leaves it.
-struct Side {
-  BFloat16* parts;  // (padded rows, kParts, width)
-  float* half;      // (padded rows,) |x'|^2 / 2; infinite for rows that do not exist
-  int64_t count;    // rows that exist
-};
-
-// How a problem is cut, from its sizes alone.
-struct Cut {
-  int64_t dim, width;             // width: dim to whole steps
-  int64_t slices, slice_columns;  // of the columns
-  int64_t runs, run_keys;         // of the other side
-
-  Cut(int64_t own, int64_t other, int64_t columns) : dim(columns), width(ceil_div(columns, kDepth) * kDepth) {
-    slices = ceil_div(width, kMostColumns);
-    slice_columns = ceil_div(ceil_div(width, slices), kDepth) * kDepth;
-    slices = ceil_div(width, slice_columns);
-    const int64_t blocks = ceil_div(own, kRows) * slices, key_blocks = ceil_div(other, kKeys);
-    int64_t wanted = blocks == 0 ? 1 : ceil_div(kBlocksWanted, blocks);
-    wanted = wanted < kMostRuns ? wanted : kMostRuns;
-    const int64_t run_blocks = key_blocks == 0 ? 1 : ceil_div(key_blocks, wanted);
-    run_keys = run_blocks * kKeys;
-    runs = key_blocks == 0 ? 1 : ceil_div(key_blocks, run_blocks);
-  }
-};
-
-int64_t padded_rows(int64_t rows) { return ceil_div(rows, kRows) * kRows; }
-
-struct Workspace {
-  Side rows, codes;
-  float *sums, *top, *total;  // (runs, own rows, dim), (runs, own rows) twice
-  int64_t bytes = 0;
-
-  Workspace(char* memory, int64_t num_rows, int64_t num_codes, int64_t own, const Cut& cut, bool with_sums) {
-    const auto take = [&](int64_t count, int64_t size) {
-      char* const at = memory + bytes;
-      bytes += ceil_div(count * size, 256) * 256;
-      return at;
-    };
-    const auto side = [&](int64_t count) {
-      const int64_t padded = padded_rows(count);
-      return Side{reinterpret_cast<BFloat16*>(take(padded * kParts * cut.width, 2)),
-                  reinterpret_cast<float*>(take(padded, 4)), count};
-    };
-    rows = side(num_rows);
-    codes = side(num_codes);
-    sums = reinterpret_cast<float*>(take(with_sums ? cut.runs * own * cut.dim : 0, 4));
-    top = reinterpret_cast<float*>(take(cut.runs * own, 4));
-    total = reinterpret_cast<float*>(take(cut.runs * own, 4));
-  }
-};
-
-struct Attention {
-  Side own, other;
-  Cut cut;
-  float scale;             // 2 / tau
-  const float* grad;       // (other rows,) backward
-  const float* logsumexp;  // the same
-  float* sums;             // (runs, own rows, dim) forward: sum_k 2^(..) e'_k; backward: sum_n w_nk z'_n
-  float* top;              // (runs, own rows) forward: the greatest z' . e' - |e'|^2 / 2
-  float* total;            // (runs, own rows) the sum of the weights
-};
-
-template <int kColumns>
-constexpr int kStageNumbers = kParts * (kRows + kKeys) * kTileStep<kDepth> > kParts* kValueKeys* kTileStep<kColumns>
-                                  ? kParts*(kRows + kKeys) * kTileStep<kDepth>
-                                  : kParts* kValueKeys* kTileStep<kColumns>;
-template <int kColumns>
-constexpr size_t kShared = 2 * sizeof(BFloat16) * kStageNumbers<kColumns>;
+constexpr int kStageNumbers = kParts * (kRows + kKeys) * kTileStep<kDepth>;
+constexpr size_t kShared = 2 * sizeof(BFloat16) * kStageNumbers;
+static_assert(kValueKeys * kTileStep<kMostColumns> <= (kRows + kKeys) * kTileStep<kDepth>, "either step fits a stage");
 
 // kernels
 
@@ -158,8 +85,8 @@ __device__ __forceinline__ void split_left(uint32_t (&r)[kParts][4], const float
   }
 }
 
-// The steps of a block in the order in which they are taken: for each block of the other side, chunks of kDepth columns of
-// both, then its rows, kValueKeys at a time. A step is on its way while the one before is used.
+// The steps of a block in the order in which they are taken: for each block of the other side, chunks of kDepth columns
+// of both, then its rows, kValueKeys at a time. A step is on its way while the one before is used.
 template <int kColumns>
 struct Steps {
   const Attention& x;
@@ -169,7 +96,7 @@ struct Steps {
   int left, first_column, columns;
   int column = 0, turn = 0;  // column == width: it is the turn of the sums
 
-  __device__ __forceinline__ BFloat16* stage(int which) const { return shared + (which & 1) * kStageNumbers<kColumns>; }
+  __device__ __forceinline__ BFloat16* stage(int which) const { return shared + (which & 1) * kStageNumbers; }
 
   __device__ __forceinline__ void fetch() {
     if (left == 0) return;
@@ -177,7 +104,8 @@ struct Steps {
     const int width = static_cast<int>(x.cut.width);
     if (column < width) {
       copy_lines<kDepth, kParts * kRows, kThreads>(target, own + column, width, kDepth);
-      copy_lines<kDepth, kParts * kKeys, kThreads>(target + kParts * kRows * kTileStep<kDepth>, other + column, width, kDepth);
+      copy_lines<kDepth, kParts * kKeys, kThreads>(target + kParts * kRows * kTileStep<kDepth>, other + column, width,
+                                                   kDepth);
       column += kDepth;
     } else {
       copy_lines<kColumns, kParts * kValueKeys, kThreads>(target, other + first_column, width, columns);
@@ -241,11 +169,13 @@ struct Softmax {
       for (int i = 0; i < 2; ++i) {
         const int n = key + j * 8 + result_column(i);
         const bool exists = n < x.other.count;
-        const float half = x.other.half[n], logsumexp = exists ? x.logsumexp[n] : 0.0f, grad = exists ? x.grad[n] : 0.0f;
+        const float half = x.other.half[n], logsumexp = exists ? x.logsumexp[n] : 0.0f;
+        const float grad = exists ? x.grad[n] : 0.0f;
 #pragma unroll
         for (int side = 0; side < 2; ++side) {
           float& score = s[j][2 * side + i];
-          score = fast_exp2(fmaf(score - own_half[side] - half, x.scale, -logsumexp) * kLog2E) * grad;
+          // Rounded as `finish` rounds it: the weight of a code that is nearly all of the sum is off by little.
+          score = fast_exp2((rounded_product(score - own_half[side] - half, x.scale) - logsumexp) * kLog2E) * grad;
           sum[side] += score;
         }
       }
@@ -263,7 +193,9 @@ __global__ void __launch_bounds__(kThreads, 1) attend(const Attention x) {
   const int first_key = blockIdx.z * static_cast<int>(x.cut.run_keys);
   const int columns = min(static_cast<int>(x.cut.slice_columns), width - first_column);
   const int end_key = static_cast<int>(ceil_div(min(x.other.count, first_key + x.cut.run_keys), kKeys) * kKeys);
-  const auto row_of = [&](const Side& side, int row) { return side.parts + static_cast<int64_t>(row) * kParts * width; };
+  const auto row_of = [&](const Side& side, int row) {
+    return side.parts + static_cast<int64_t>(row) * kParts * width;
+  };
   Steps<kColumns> steps{x,         dynamic_shared<BFloat16>(), row_of(x.own, own_first), row_of(x.other, first_key),
                         end_key - first_key, first_column, columns};
 
@@ -370,7 +302,7 @@ __global__ void __launch_bounds__(kThreads) finish(const Attention x, float* log
   for (int step = kLanes / 2; step > 0; step /= 2) best = fmaxf(best, __shfl_xor_sync(kAllLanes, best, step));
   float weight = has_run ? fast_exp2((top - best) * (x.scale * kLog2E)) : 0.0f;
   const float total = warp_sum(has_run ? weight * x.total[lane * rows + row] : 0.0f);
-  if (lane == 0) logsumexp[row] = (best - x.own.half[row]) * x.scale + logf(total);
+  if (lane == 0) logsumexp[row] = rounded_product(best - x.own.half[row], x.scale) + logf(total);
   weight /= total;
   const BFloat16* const own = x.own.parts + row * kParts * x.cut.width;
   for (int64_t first = 0; first < x.cut.dim; first += kLanes) {
@@ -407,15 +339,17 @@ template <class T>
 cudaError_t split(const T* x, const float* center, const Cut& cut, const Side& side, cudaStream_t stream) {
   const int64_t padded = padded_rows(side.count);
   if (padded == 0) return cudaSuccess;
-  return launch(split_rows<T>, blocks_of(padded, kWarps), kThreads, 0, stream, x, center, cut.dim, cut.width, padded, side);
+  return launch(split_rows<T>, blocks_of(padded, kWarps), kThreads, 0, stream, x, center, cut.dim, cut.width, padded,
+                side);
 }
 
 template <bool kBackward>
 cudaError_t start(const Attention& x, cudaStream_t stream) {
-  const dim3 grid(blocks_of(x.own.count, kRows), static_cast<unsigned>(x.cut.slices), static_cast<unsigned>(x.cut.runs));
-  if (x.cut.slice_columns <= 64) return launch(attend<kBackward, 64>, grid, kThreads, kShared<64>, stream, x);
-  if (x.cut.slice_columns <= 128) return launch(attend<kBackward, 128>, grid, kThreads, kShared<128>, stream, x);
-  return launch(attend<kBackward, 256>, grid, kThreads, kShared<256>, stream, x);
+  const dim3 grid(blocks_of(x.own.count, kRows), static_cast<unsigned>(x.cut.slices),
+                  static_cast<unsigned>(x.cut.runs));
+  if (x.cut.slice_columns <= 64) return launch(attend<kBackward, 64>, grid, kThreads, kShared, stream, x);
+  if (x.cut.slice_columns <= 128) return launch(attend<kBackward, 128>, grid, kThreads, kShared, stream, x);
+  return launch(attend<kBackward, 256>, grid, kThreads, kShared, stream, x);
 }
 
 }  // namespace
@@ -434,6 +368,7 @@ cudaError_t code_logsumexp_cuda(const CodeLogsumexpParams<T>& p, char* workspace
   if (p.num_rows == 0) return cudaSuccess;
   const Cut cut(p.num_rows, p.num_codes, p.dim);
   const Workspace w(workspace, p.num_rows, p.num_codes, p.num_rows, cut, cut.runs > 1);
+  if (!in_reach(w)) return cudaErrorInvalidValue;
   // One run: its sums lie where the pull will.
   const Attention x{w.rows, w.codes, cut, static_cast<float>(2 / p.tau), nullptr, nullptr,
                     cut.runs > 1 ? w.sums : p.pull, w.top, w.total};
@@ -445,9 +380,11 @@ cudaError_t code_logsumexp_cuda(const CodeLogsumexpParams<T>& p, char* workspace
 }
 
 template <class T>
-cudaError_t code_logsumexp_backward_cuda(const CodeLogsumexpBackwardParams<T>& p, char* workspace, cudaStream_t stream) {
+cudaError_t code_logsumexp_backward_cuda(const CodeLogsumexpBackwardParams<T>& p, char* workspace,
+                                         cudaStream_t stream) {
   const Cut cut(p.num_codes, p.num_rows, p.dim);
   const Workspace w(workspace, p.num_rows, p.num_codes, p.num_codes, cut, true);
+  if (!in_reach(w)) return cudaErrorInvalidValue;
   const Attention x{w.codes, w.rows, cut, static_cast<float>(2 / p.tau), p.grad, p.logsumexp, w.sums, w.top, w.total};
   cudaError_t error = split(p.z, p.center, cut, w.rows, stream);
   if (error == cudaSuccess) error = split(p.codebook, p.center, cut, w.codes, stream);

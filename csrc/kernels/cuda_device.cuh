@@ -40,6 +40,13 @@ __device__ __forceinline__ T* dynamic_shared() {
   return reinterpret_cast<T*>(pyramid_dynamic_shared);
 }
 
+// threadIdx.x, read anew: what is computed from it inside a loop is computed there, and takes no registers from loop to loop.
+__device__ __forceinline__ int fresh_thread() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+}
+
 // A device-side assertion: ends the launch, and the process's use of the device, with `text` on stderr. As torch does
 // where an index is out of range: the host need not wait to hear of it.
 __device__ __forceinline__ void device_assert(bool good, const char* text) {
@@ -87,6 +94,9 @@ template <class T>
 __device__ __forceinline__ float2 unpack(uint32_t pair) {
   return make_float2(widen(T{static_cast<uint16_t>(pair)}), widen(T{static_cast<uint16_t>(pair >> 16)}));
 }
+
+// a b, rounded: never a part of a fused multiplication and addition.
+__device__ __forceinline__ float rounded_product(float a, float b) { return __fmul_rn(a, b); }
 
 // 2^x to about 2 units in the last place; -infinity gives 0.
 __device__ __forceinline__ float fast_exp2(float x) {

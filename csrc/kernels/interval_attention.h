@@ -6,7 +6,8 @@
 // The keys are read block by block with a running maximum and sum (online softmax: 1805.02867, FlashAttention:
 // 2205.14135); no S x S matrix is formed, and a block of keys that no query of a block of queries sees is skipped. The
 // backward forms the probabilities again from logsumexp (2205.14135, section 3.1):
-//   delta_i = sum_e grad_out_ie out_ie         grad_score_ij = p_ij (grad_out_i . v_j - delta_i)
+//   delta_i = sum_j p_ij grad_out_i . v_j      grad_score_ij = p_ij (grad_out_i . v_j - delta_i)
+// where delta_i is grad_out_i . out_i as well, if out is not rounded to 16 bits.
 //
 // H heads of queries share Hkv heads of keys: query head h reads key head h / (H / Hkv).
 #pragma once

@@ -15,6 +15,10 @@
 //   s = own_1 other_1^T    dp = own_2 other_2^T    p = exp(s - logsumexp)    ds = p (dp - delta)
 //   deltas: delta += sum p dp    queries: grad_1 += ds other_1    keys: grad_1 += ds other_1, grad_2 += p other_2
 // where with keys s, dp, p, ds are the transposed of what they are with queries.
+//
+// What bounds it: shared memory. Where a warp owns 16 rows, a fragment (4 cycles) feeds two products, 4 cycles of the tensor
+// cores of sm_80 and 2 of the peak of sm_90; 32 rows, where the sums leave registers for them, halve that. All row numbers
+// that a tile needs come with it, and no global address is kept across the loop.
 #include "interval_attention_cuda.cuh"
 
 namespace pyramid::kernels {
@@ -117,8 +121,7 @@ __global__ void __launch_bounds__(kThreads, P::kBlocks) gradients(Arguments<type
       const bool valid = first + i < num_queries;
       copy_async_4(logsumexps + at + i, p.logsumexp + row + i, valid);
       if (P::kOf != Of::deltas) copy_async_4(deltas + at + i, p.delta + row + i, valid);
-      for (int part = 0; part < 4; ++part)
-        copy_async_4(&spans[at + i].a + part, intervals + (static_cast<int64_t>(first) + i) * 4 + part, valid);
+      copy_async_16(spans + at + i, intervals + (static_cast<int64_t>(first) + i) * 4, valid);
     }
   };
 
@@ -158,7 +161,7 @@ __global__ void __launch_bounds__(kThreads, P::kBlocks) gradients(Arguments<type
     }
     commit_copies();
   };
-  const int first_block_seen = next_block_of(0);
+  const int first_block_seen = together > 0 ? next_block_of(0) : kNoBlock;  // no query heads: zeros
   int block = first_block_seen, stage = 0;
   int head = kv_head * together;
   if (block != kNoBlock) load_stage(0, head, block);
@@ -220,49 +223,60 @@ __global__ void __launch_bounds__(kThreads, P::kBlocks) gradients(Arguments<type
           mma<T>(dp[i][1], own_2[i][d], b[2], b[3]);
         }
       }
-      const bool whole = all >> c & 1;
-#pragma unroll
-      for (int i = 0; i < P::kOwnTiles; ++i) {
-#pragma unroll
-        for (int n = 0; n < 2; ++n) {
-#pragma unroll
-          for (int r = 0; r < 4; ++r) {
-            const int own = i * 16 + result_row(r), other = c * 16 + n * 8 + result_column(r);
-            const int query = rows_at + (P::kOwnKeys ? other : own);  // in shared memory
-            const int key = P::kOwnKeys ? first_own + warp_row + own : first_other + other;
-            float share = fast_exp2(fmaf(s[i][n][r], scale, logsumexps[query] * -kLog2E));
-            if (!whole && !sees(spans[query], key)) share = 0;
-            s[i][n][r] = share;
-            if constexpr (P::kOf == Of::deltas) {
-              delta[i][r / 2] += share * dp[i][n][r];
-            } else {
-              dp[i][n][r] = share * (dp[i][n][r] - deltas[query]);
-            }
-          }
-        }
-      }
-      if constexpr (P::kOf == Of::deltas) continue;
-      uint32_t p_left[P::kOwnTiles][4], ds_left[P::kOwnTiles][4];
-#pragma unroll
-      for (int i = 0; i < P::kOwnTiles; ++i) {
-        if constexpr (P::kOwnKeys) as_left<T>(p_left[i], s[i][0], s[i][1]);
-        as_left<T>(ds_left[i], dp[i][0], dp[i][1]);
-      }
-#pragma unroll
-      for (int e = 0; e < kSteps; ++e) {
-        uint32_t b[4];
-        load_right_plain<P::kDim>(b, other_1, c * 16, e * 16);
+      // One after the other: what a pair's query has (span, logsumexp, delta) is not kept for all three.
+      const auto query_of = [&](int i, int n, int r) {  // in shared memory
+        return rows_at + (P::kOwnKeys ? c * 16 + n * 8 + result_column(r) : i * 16 + result_row(r));
+      };
+      const auto each_pair = [&](const auto& function) {
 #pragma unroll
         for (int i = 0; i < P::kOwnTiles; ++i) {
-          mma<T>(grad_1[i][2 * e], ds_left[i], b[0], b[1]);
-          mma<T>(grad_1[i][2 * e + 1], ds_left[i], b[2], b[3]);
+#pragma unroll
+          for (int n = 0; n < 2; ++n) {
+#pragma unroll
+            for (int r = 0; r < 4; ++r) function(i, n, r);
+          }
         }
-        if constexpr (P::kOwnKeys) {
-          load_right_plain<P::kDim>(b, other_2, c * 16, e * 16);
+      };
+      each_pair([&](int i, int n, int r) {
+        s[i][n][r] = fast_exp2(fmaf(s[i][n][r], scale, logsumexps[query_of(i, n, r)] * -kLog2E));
+      });
+      if (!(all >> c & 1)) {
+        each_pair([&](int i, int n, int r) {
+          const int key = P::kOwnKeys ? first_own + warp_row + i * 16 + result_row(r)
+                                      : first_other + c * 16 + n * 8 + result_column(r);
+          if (!sees(spans[query_of(i, n, r)], key)) s[i][n][r] = 0;
+        });
+      }
+      each_pair([&](int i, int n, int r) {
+        if constexpr (P::kOf == Of::deltas) {
+          delta[i][r / 2] += s[i][n][r] * dp[i][n][r];
+        } else {
+          dp[i][n][r] = s[i][n][r] * (dp[i][n][r] - deltas[query_of(i, n, r)]);
+        }
+      });
+      if constexpr (P::kOf != Of::deltas) {
+        uint32_t p_left[P::kOwnTiles][4], ds_left[P::kOwnTiles][4];
+#pragma unroll
+        for (int i = 0; i < P::kOwnTiles; ++i) {
+          if constexpr (P::kOwnKeys) as_left<T>(p_left[i], s[i][0], s[i][1]);
+          as_left<T>(ds_left[i], dp[i][0], dp[i][1]);
+        }
+#pragma unroll
+        for (int e = 0; e < kSteps; ++e) {
+          uint32_t b[4];
+          load_right_plain<P::kDim>(b, other_1, c * 16, e * 16);
 #pragma unroll
           for (int i = 0; i < P::kOwnTiles; ++i) {
-            mma<T>(grad_2[i][2 * e], p_left[i], b[0], b[1]);
-            mma<T>(grad_2[i][2 * e + 1], p_left[i], b[2], b[3]);
+            mma<T>(grad_1[i][2 * e], ds_left[i], b[0], b[1]);
+            mma<T>(grad_1[i][2 * e + 1], ds_left[i], b[2], b[3]);
+          }
+          if constexpr (P::kOwnKeys) {
+            load_right_plain<P::kDim>(b, other_2, c * 16, e * 16);
+#pragma unroll
+            for (int i = 0; i < P::kOwnTiles; ++i) {
+              mma<T>(grad_2[i][2 * e], p_left[i], b[0], b[1]);
+              mma<T>(grad_2[i][2 * e + 1], p_left[i], b[2], b[3]);
+            }
           }
         }
       }
@@ -283,24 +297,24 @@ __global__ void __launch_bounds__(kThreads, P::kBlocks) gradients(Arguments<type
         if (own < num_queries && threadIdx.x % 4 == 0) p.delta[(batch * own_heads + own_head) * num_queries + own] = sum;
       }
     }
-    return;
-  }
-  const float factor = static_cast<float>(shape.scale);
-  const int num_own = P::kOwnKeys ? num_keys : num_queries;
-  T* const to_1 = P::kOwnKeys ? p.grad_k : p.grad_q;
+  } else {
+    const float factor = static_cast<float>(shape.scale);
+    const int num_own = P::kOwnKeys ? num_keys : num_queries;
+    T* const to_1 = P::kOwnKeys ? p.grad_k : p.grad_q;
 #pragma unroll
-  for (int i = 0; i < P::kOwnTiles; ++i) {
+    for (int i = 0; i < P::kOwnTiles; ++i) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int own = first_own + warp_row + i * 16 + result_row(2 * half);
-      if (own >= num_own) continue;
-      const int64_t row = (batch * own_heads + own_head) * num_own + own;
+      for (int half = 0; half < 2; ++half) {
+        const int own = first_own + warp_row + i * 16 + result_row(2 * half);
+        if (own >= num_own) continue;
+        const int64_t row = (batch * own_heads + own_head) * num_own + own;
 #pragma unroll
-      for (int e = 0; e < kColumns; ++e) {
-        const int column = e * 8 + result_column(0);
-        store_pair(to_1 + row * dim, column, dim, grad_1[i][e][2 * half] * factor, grad_1[i][e][2 * half + 1] * factor);
-        if constexpr (P::kOwnKeys)
-          store_pair(p.grad_v + row * value_dim, column, value_dim, grad_2[i][e][2 * half], grad_2[i][e][2 * half + 1]);
+        for (int e = 0; e < kColumns; ++e) {
+          const int column = e * 8 + result_column(0);
+          store_pair(to_1 + row * dim, column, dim, grad_1[i][e][2 * half] * factor, grad_1[i][e][2 * half + 1] * factor);
+          if constexpr (P::kOwnKeys)
+            store_pair(p.grad_v + row * value_dim, column, value_dim, grad_2[i][e][2 * half], grad_2[i][e][2 * half + 1]);
+        }
       }
     }
   }
@@ -343,6 +357,7 @@ cudaError_t start_tiles(const IntervalAttentionCudaBackwardParams<T>& p, cudaStr
 template <class T>
 cudaError_t interval_attention_backward_cuda(const IntervalAttentionCudaBackwardParams<T>& p, cudaStream_t stream) {
   const IntervalAttentionShape& shape = p.attention.shape;
+  if (shape.batch == 0) return cudaSuccess;
   if (shape.num_queries > kMostRows || shape.num_keys > kMostRows) return cudaErrorInvalidValue;
   if constexpr (sizeof(T) == 2) {
     if (max(shape.dim, shape.value_dim) <= kMostTensorDim) return start_tiles(p, stream);

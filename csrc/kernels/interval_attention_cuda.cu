@@ -8,6 +8,12 @@
 //
 // Two shapes of a tile: 128 queries on four warps; or 16 queries, where the four warps share out the keys of each block.
 // In the sliced case the query heads of one key head form one tile, so keys are read once for all of them.
+//
+// What bounds it. Many queries: a fragment of keys or values (512 bytes, 4 cycles of shared memory at 128 bytes each) feeds
+// four products of 2048 multiplications, 8 cycles of the tensor cores of sm_80 and 4 of the peak of sm_90. So two row tiles
+// a warp are what sm_80 needs, and registers (250 of 255 from D 64 on, two blocks a multiprocessor) allow no more; on
+// sm_90 shared memory and mma.sync stay below what wgmma, which reads both factors from shared memory itself, could have
+// (FlashAttention-2 takes 35 % of the peak of an H100: 2407.08608). Few queries: the bytes of k and v, each read once.
 #include "interval_attention.h"
 
 #include "interval_attention_cuda.cuh"

@@ -19,9 +19,8 @@ struct alignas(16) Span {
   int a, b, c, d;
 };
 
-__device__ __forceinline__ Span read_span(const int32_t* interval) {
-  return {interval[0], interval[1], interval[2], interval[3]};
-}
+// From what read_intervals_cuda wrote.
+__device__ __forceinline__ Span read_span(const int32_t* interval) { return *reinterpret_cast<const Span*>(interval); }
 
 // What is left of a span in the keys [begin, end).
 __device__ __forceinline__ Span clip(Span s, int begin, int end) {
@@ -98,10 +97,11 @@ template <int kRows, int kDim, int kThreads, class T>
 __device__ __forceinline__ void load_tile(T* tile, const T* first, int64_t stride, int num_rows, int dim, bool vectors) {
   constexpr int kChunks = kDim / 8, kStep = kThreads / kChunks;
   if (!vectors) {
-    load_rows<kRows, kDim, kThreads>(tile, dim, false, [&](int row) { return row < num_rows ? first + row * stride : nullptr; });
+    const auto row_of = [&](int row) { return row < num_rows ? first + row * stride : nullptr; };
+    load_rows<kRows, kDim, kThreads>(tile, dim, false, row_of);
     return;
   }
-  const int column = threadIdx.x % kChunks * 8, begin = threadIdx.x / kChunks;
+  const int thread = fresh_thread(), column = thread % kChunks * 8, begin = thread / kChunks;
   if (begin >= kStep) return;  // 96: eight threads have none
   const T* source = first + begin * stride + column;
   T* target = tile + begin * kPitch<kDim> + column;

@@ -12,8 +12,8 @@ constexpr int kLanes = 32;
 template <int kWidth>
 constexpr int kTileStep = kWidth + 8;
 
-// kLines lines of `columns` numbers (at most kWidth), `stride` apart, to a tile: asynchronous, 16 bytes at a time. Not unrolled:
-// the addresses would take registers that the sums need.
+// kLines lines of `columns` numbers (at most kWidth), `stride` apart, to a tile: asynchronous, 16 bytes at a time. Not
+// unrolled: the addresses would take registers that the sums need.
 template <int kWidth, int kLines, int kThreads, class T>
 __device__ __forceinline__ void copy_lines(T* tile, const T* source, int stride, int columns) {
   constexpr int kEach = kWidth / 8, kTogether = kThreads / kEach;

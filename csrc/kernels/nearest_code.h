@@ -10,11 +10,11 @@
 //     |z' . e' - a . b| <= |z' - a| |e'| + |a| |e' - b|        (Cauchy-Schwarz)
 // and the norms on the right are measured. a . b is exact, in integers.
 //
-// CUDA: every vector is rounded to bfloat16, and of each *bucket* of codes only the least s is kept, so the bound is that of
-// the greatest norms of the bucket; an admitted bucket is ranked whole. a . b is summed in float32 by the tensor cores: of
-// the 16 products and the sum so far that an instruction adds, each is cut off below the 24 bits of the greatest of them,
-// which is at most |a| |b|, and so is the sum (Fasi, Higham, Mikaitis and Pranesh 2021). With u = 2^-24 that is 18 * 2 u |a| |b|
-// for 16 coordinates. The subtraction of c, |e'|^2 / 2 and the subtraction of the product round too:
+// CUDA: every vector is rounded to bfloat16, and of each *bucket* of codes only the least s is kept, so the bound is that
+// of the greatest norms of the bucket; an admitted bucket is ranked whole. a . b is summed in float32 by the tensor cores:
+// of the 16 products and the sum so far that an instruction adds, each is cut off below the 24 bits of the greatest of
+// them, which is at most |a| |b|, and so is the sum (Fasi, Higham, Mikaitis and Pranesh 2021). With u = 2^-24 that is
+// 18 * 2 u |a| |b| for 16 coordinates. The subtraction of c, |e'|^2 / 2 and the subtraction of the product round too:
 //     E = |z' - a| |e'| + |a| |e' - b| + error_factor(D) (|z'| |e'| + |e'|^2 / 2) + a term for underflow.
 #pragma once
 

@@ -1,18 +1,19 @@
-// nearest_code on CUDA: a first pass in bfloat16 on the tensor cores (mma m16n8k16, sm_80 and newer), then the few buckets
-// that its bound admits in double (nearest_code.h has the bound). The same ids as on the CPU.
+// nearest_code on CUDA: a first pass in bfloat16 on the tensor cores (mma m16n8k16, sm_80 and newer), then in double
+// the few buckets that its bound admits (nearest_code.h has the bound). The same ids as on the CPU.
 //
 //   round_vectors  x' = x - c in bfloat16, |x'|, what rounding lost, |x'|^2 / 2       warp per vector
 //   bucket_norms   the greatest norms of each bucket                                  thread per bucket
-//   score_tiles    the least s per (row, bucket): 128 rows x 128 codes, 64 columns at a time, the next ones on their way
-//                  in the other half of shared memory. A warp has 64 rows and one bucket, so what leaves a tile is 4 minima
-//                  a row in place of 128 numbers
+//   score_tiles    the least s per (row, bucket): 128 rows x 128 codes, 64 columns at a time, the next ones on their
+//                  way in the other half of shared memory. A warp has 64 rows x 64 codes, two buckets; what leaves a
+//                  tile is 4 minima a row in place of 128 numbers
 //   choose         ranks in double the codes of the admitted buckets                  warp per row
 //
-// Bound by the matrix units: 2 N K D operations against (128 + 128) x 2 D bytes from the L2 cache for 128 x 128 pairs. From
-// memory the rounded codebook is read once for each panel of rows (the minima of a panel, N' x K / 32, take up to 64 MiB),
-// the minima twice. `choose` reads 32 codes for each admitted bucket, mostly one or two of a row.
+// Bound by the matrix units: 2 N K D operations, against (128 + 128) x 2 D bytes from the L2 cache for 128 x 128 pairs.
+// From memory the rounded codebook is read once for each panel of rows (N' rows, whose N' x K / 32 minima and N' x D
+// rounded numbers take up to 64 MiB each), the minima twice. `choose` reads 32 codes for each admitted bucket.
 #include "nearest_code.h"
 
+#include "convert.cuh"
 #include "mma_tile.cuh"
 
 namespace pyramid::kernels {
@@ -21,11 +22,12 @@ namespace {
 constexpr int kThreads = 256, kWarps = kThreads / kLanes;
 constexpr int kTile = 128, kDepth = 64;
 constexpr int kBucket = 32;  // consecutive codes
-constexpr int kWarpRows = 64, kRowWarps = kTile / kWarpRows;
+constexpr int kVector = 4;   // numbers that choose loads at a time; eight would spill
+constexpr int kWarpRows = 64, kWarpCodes = 64, kRowWarps = kTile / kWarpRows;
+constexpr int kScoreThreads = kRowWarps * (kTile / kWarpCodes) * kLanes;
 constexpr int kStage = 2 * kTile * kTileStep<kDepth>;  // numbers: the rows, then the codes
 constexpr size_t kShared = 2 * kStage * sizeof(BFloat16);
-constexpr int64_t kMostMinima = 1 << 24;
-static_assert(kWarps / kRowWarps * kBucket == kTile, "a warp has one bucket");
+constexpr int64_t kMostMinima = 1 << 24, kMostNumbers = 1 << 25;  // of a panel: 64 MiB each
 static_assert(kBucket == kLanes, "choose gives each lane one code of a bucket");
 
 // Vectors as round_vectors leaves them, padded with zeros to whole tiles.
@@ -54,8 +56,9 @@ struct Layout {
     };
     width = ceil_div(dim, kDepth) * kDepth;
     buckets = ceil_div(num_codes, kBucket);
-    const int64_t padded_rows = ceil_div(num_rows, kTile) * kTile, most = kMostMinima / buckets / kTile * kTile;
-    panel_rows = padded_rows < most ? padded_rows : most > kTile ? most : kTile;
+    const int64_t by_minima = kMostMinima / buckets, by_numbers = kMostNumbers / width;
+    const int64_t tiles = (by_minima < by_numbers ? by_minima : by_numbers) / kTile, all = ceil_div(num_rows, kTile);
+    panel_rows = kTile * (all < tiles ? all : tiles > 1 ? tiles : 1);
     rows = vectors(panel_rows);
     codes = vectors(ceil_div(num_codes, kTile) * kTile);
     bucket_norms = reinterpret_cast<float2*>(take(buckets * 8));
@@ -68,13 +71,19 @@ __device__ float norm_above(double sum_of_squares) {
   return norm < kGreatestNorm ? static_cast<float>(norm) : INFINITY;  // NaN too
 }
 
-template <class T>
+// V numbers at a time, one after the other: the sum does not depend on V.
+template <int V, class T>
 __device__ double squared_distance(const T* a, const T* b, int64_t dim) {
   double sum = 0;
-#pragma unroll 4
-  for (int64_t d = 0; d < dim; ++d) {
-    const double difference = static_cast<double>(widen(a[d])) - static_cast<double>(widen(b[d]));
-    sum += difference * difference;
+  for (int64_t d = 0; d < dim; d += V) {
+    compute_t<T> x[V], y[V];
+    load_pack<V>(a + d, x);
+    load_pack<V>(b + d, y);
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      const double difference = static_cast<double>(x[v]) - static_cast<double>(y[v]);
+      sum += difference * difference;
+    }
   }
   return sum;
 }
@@ -125,7 +134,8 @@ round_vectors(const T* x, const float* center, int64_t count, int64_t padded, in
   for (int64_t d = lane; d < width; d += kLanes) {
     const float value = row < count && d < dim ? widen(x[row * dim + d]) - center[d] : 0.0f;
     BFloat16 rounded = narrow<BFloat16>(value);
-    if (fabsf(widen(rounded)) < 1.17549435e-38f) rounded = BFloat16{0};  // the tensor cores might do it: here it is counted
+    // The tensor cores might take these for zeros: so be it, and counted.
+    if (fabsf(widen(rounded)) < 1.17549435e-38f) rounded = BFloat16{0};
     out.numbers[row * width + d] = rounded;
     const double loss = static_cast<double>(value) - static_cast<double>(widen(rounded));
     sum += static_cast<double>(value) * value;
@@ -149,12 +159,13 @@ __global__ void __launch_bounds__(kThreads) bucket_norms(const float2* norms, in
   of_bucket[bucket] = greatest;
 }
 
-// Block: a tile of rows and a tile of codes, the rows first. Warp w has rows w % 2 * 64 + {0..63}, bucket w / 2 of the tile.
-__global__ void __launch_bounds__(kThreads, 2)
+// Block: a tile of rows and a tile of codes, the rows first. Warp w: rows w % 2 * 64 + {0..63}, codes w / 2 * 64 + ...
+__global__ void __launch_bounds__(kScoreThreads, 2)
 score_tiles(const BFloat16* rows, const BFloat16* codes, const float* half, int row_tiles, int num_rows, int width,
             int64_t num_buckets, float* minima) {
   constexpr int kStep = kTileStep<kDepth>;
-  const int warp = threadIdx.x / kLanes, warp_row = warp % kRowWarps * kWarpRows, warp_code = warp / kRowWarps * kBucket;
+  const int warp = threadIdx.x / kLanes;
+  const int warp_row = warp % kRowWarps * kWarpRows, warp_code = warp / kRowWarps * kWarpCodes;
   const int first_row = blockIdx.x % row_tiles * kTile;
   const int64_t first_code = static_cast<int64_t>(blockIdx.x / row_tiles) * kTile;
   BFloat16* const shared = dynamic_shared<BFloat16>();
@@ -164,13 +175,13 @@ score_tiles(const BFloat16* rows, const BFloat16* codes, const float* half, int 
   const auto fetch = [&](int column) {
     BFloat16* const stage = shared + column / kDepth % 2 * kStage;
     if (column < width) {
-      copy_lines<kDepth, kTile, kThreads>(stage, rows + column, width, kDepth);
-      copy_lines<kDepth, kTile, kThreads>(stage + kTile * kStep, codes + column, width, kDepth);
+      copy_lines<kDepth, kTile, kScoreThreads>(stage, rows + column, width, kDepth);
+      copy_lines<kDepth, kTile, kScoreThreads>(stage + kTile * kStep, codes + column, width, kDepth);
     }
     commit_copies();
   };
 
-  float product[kWarpRows / 16][kBucket / 8][4] = {};
+  float product[kWarpRows / 16][kWarpCodes / 8][4] = {};
   fetch(0);
   for (int column = 0; column < width; column += kDepth) {
     fetch(column + kDepth);
@@ -184,7 +195,7 @@ score_tiles(const BFloat16* rows, const BFloat16* codes, const float* half, int 
 #pragma unroll
       for (int i = 0; i < kWarpRows / 16; ++i) load_left<kStep>(a[i], left + i * 16 * kStep + d);
 #pragma unroll
-      for (int j = 0; j < kBucket / 16; ++j) {
+      for (int j = 0; j < kWarpCodes / 16; ++j) {
         uint32_t b[4];
         load_right<kStep>(b, right + j * 16 * kStep + d);
 #pragma unroll
@@ -197,31 +208,34 @@ score_tiles(const BFloat16* rows, const BFloat16* codes, const float* half, int 
     __syncthreads();
   }
 
-  const int64_t bucket = (first_code + warp_code) / kBucket;
-  if (bucket >= num_buckets) return;
   half += first_code + warp_code;
 #pragma unroll
-  for (int i = 0; i < kWarpRows / 16; ++i) {
+  for (int part = 0; part < kWarpCodes / kBucket; ++part) {
+    const int64_t bucket = (first_code + warp_code) / kBucket + part;
 #pragma unroll
-    for (int side = 0; side < 2; ++side) {
-      float least = INFINITY;
+    for (int i = 0; i < kWarpRows / 16; ++i) {
 #pragma unroll
-      for (int j = 0; j < kBucket / 8; ++j)
+      for (int side = 0; side < 2; ++side) {
+        float least = INFINITY;
 #pragma unroll
-        for (int k = 0; k < 2; ++k)
-          least = fminf(least, half[j * 8 + result_column(k)] - product[i][j][2 * side + k]);
-      least = fminf(least, __shfl_xor_sync(kAllLanes, least, 1));
-      least = fminf(least, __shfl_xor_sync(kAllLanes, least, 2));
-      const int row = first_row + warp_row + i * 16 + result_row(2 * side);
-      if (threadIdx.x % 4 == 0 && row < num_rows) minima[row * num_buckets + bucket] = least;
+        for (int j = part * kBucket / 8; j < (part + 1) * kBucket / 8; ++j)
+#pragma unroll
+          for (int k = 0; k < 2; ++k)
+            least = fminf(least, half[j * 8 + result_column(k)] - product[i][j][2 * side + k]);
+        least = fminf(least, __shfl_xor_sync(kAllLanes, least, 1));
+        least = fminf(least, __shfl_xor_sync(kAllLanes, least, 2));
+        const int row = first_row + warp_row + i * 16 + result_row(2 * side);
+        if (threadIdx.x % 4 == 0 && row < num_rows && bucket < num_buckets) minima[row * num_buckets + bucket] = least;
+      }
     }
   }
 }
 
-template <class T>
+template <int V, class T>
 __global__ void __launch_bounds__(kThreads)
-choose(const T* z, const T* codebook, const float* minima, const float2* of_bucket, const float2* of_row, int64_t num_rows,
-       int64_t num_codes, int64_t dim, int64_t num_buckets, Bound bound, int64_t* ids, float* distance) {
+choose(const T* z, const T* codebook, const float* minima, const float2* of_bucket, const float2* of_row,
+       int64_t num_rows, int64_t num_codes, int64_t dim, int64_t num_buckets, Bound bound, int64_t* ids,
+       float* distance) {
   const int lane = threadIdx.x % kLanes;
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kLanes;
   if (row >= num_rows) return;
@@ -243,13 +257,13 @@ choose(const T* z, const T* codebook, const float* minima, const float2* of_buck
         kAllLanes, mine < num_buckets && !(minima[mine] - bound(norms, of_bucket[mine]) > limit));
     for (; admitted; admitted &= admitted - 1) {
       const int64_t code = (start + __ffs(admitted) - 1) * kBucket + lane;
-      if (code < num_codes) best.offer(squared_distance(z, codebook + code * dim, dim), code);
+      if (code < num_codes) best.offer(squared_distance<V>(z, codebook + code * dim, dim), code);
     }
   }
   best.reduce();
   if (lane == 0) {
     ids[row] = best.id;
-    distance[row] = static_cast<float>(squared_distance(z, codebook + best.id * dim, dim));
+    distance[row] = static_cast<float>(squared_distance<V>(z, codebook + best.id * dim, dim));
   }
 }
 
@@ -260,11 +274,11 @@ __global__ void __launch_bounds__(kThreads) choose_double(NearestCodeCudaParams<
   const double* const z = p.z + row * p.dim;
   Best best;
   for (int64_t code = lane; code < p.num_codes; code += kLanes)
-    best.offer(squared_distance(z, p.codebook + code * p.dim, p.dim), code);
+    best.offer(squared_distance<1>(z, p.codebook + code * p.dim, p.dim), code);
   best.reduce();
   if (lane == 0) {
     p.ids[row] = best.id;
-    p.distance[row] = squared_distance(z, p.codebook + best.id * p.dim, p.dim);
+    p.distance[row] = squared_distance<1>(z, p.codebook + best.id * p.dim, p.dim);
   }
 }
 
@@ -288,6 +302,8 @@ int64_t nearest_code_cuda_bytes(int64_t num_rows, int64_t num_codes, int64_t dim
 
 template <class T>
 cudaError_t nearest_code_cuda(const NearestCodeCudaParams<T>& p, cudaStream_t stream) {
+  const bool vectors = p.dim % kVector == 0 && reinterpret_cast<uintptr_t>(p.z) % (kVector * sizeof(T)) == 0 &&
+                       reinterpret_cast<uintptr_t>(p.codebook) % (kVector * sizeof(T)) == 0;
   const Layout layout(p.workspace, p.num_rows, p.num_codes, p.dim);
   cudaError_t error = round_all(p.codebook, p, layout, p.num_codes, layout.codes, stream);
   if (error == cudaSuccess)
@@ -299,13 +315,13 @@ cudaError_t nearest_code_cuda(const NearestCodeCudaParams<T>& p, cudaStream_t st
     error = round_all(z, p, layout, count, layout.rows, stream);
     if (error != cudaSuccess) return error;
     const int64_t row_tiles = ceil_div(count, kTile);
-    error = launch(score_tiles, static_cast<unsigned>(row_tiles * ceil_div(p.num_codes, kTile)), kThreads, kShared, stream,
-                   layout.rows.numbers, layout.codes.numbers, layout.codes.half, row_tiles, count, layout.width,
+    error = launch(score_tiles, static_cast<unsigned>(row_tiles * ceil_div(p.num_codes, kTile)), kScoreThreads, kShared,
+                   stream, layout.rows.numbers, layout.codes.numbers, layout.codes.half, row_tiles, count, layout.width,
                    layout.buckets, layout.minima);
     if (error != cudaSuccess) return error;
-    error = launch(choose<T>, blocks_of(count, kWarps), kThreads, 0, stream, z, p.codebook, layout.minima,
-                   layout.bucket_norms, layout.rows.norms, count, p.num_codes, p.dim, layout.buckets, Bound::of(p.dim),
-                   p.ids + start, p.distance + start);
+    error = launch(vectors ? choose<kVector, T> : choose<1, T>, blocks_of(count, kWarps), kThreads, 0, stream, z,
+                   p.codebook, layout.minima, layout.bucket_norms, layout.rows.norms, count, p.num_codes, p.dim,
+                   layout.buckets, Bound::of(p.dim), p.ids + start, p.distance + start);
   }
   return error;
 }

@@ -17,7 +17,7 @@ using torch::stable::Tensor;
 
 struct IntervalAttentionArguments {
   Tensor q, k, v;    // last axis contiguous
-  Tensor intervals;  // (B or 1, S, 4) contiguous integers, checked by the device's side
+  Tensor intervals;  // (B or 1, S, 4) contiguous integers; their values are checked by each device's side
   kernels::IntervalAttentionShape shape;
   torch::headeronly::ScalarType compute;
 };

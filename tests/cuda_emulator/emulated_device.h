@@ -28,6 +28,8 @@ T* dynamic_shared() {
   return reinterpret_cast<T*>(emulator::dynamic_memory);
 }
 
+inline int fresh_thread() { return static_cast<int>(threadIdx.x); }
+
 inline void device_assert(bool good, const char* text) {
   if (!good) emulator::fail(emulator::name(*emulator::current) + ": " + text);
 }
@@ -77,6 +79,7 @@ float2 unpack(uint32_t pair) {
   return {widen(T{static_cast<uint16_t>(pair)}), widen(T{static_cast<uint16_t>(pair >> 16)})};
 }
 
+inline float rounded_product(float a, float b) { return a * b; }  // x86-64 without -mfma fuses nothing
 inline float fast_exp2(float x) { return std::exp2(x); }
 
 // tensor cores

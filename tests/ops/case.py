@@ -36,8 +36,8 @@ class Op:
     dtypes: tuple[torch.dtype, ...] = field(default=FLOATS)
     # Flat arguments -> those of the schema, where that takes a list of tensors.
     pack: Callable[..., tuple[Any, ...]] = lambda *args: args
-    # The reference with what 16-bit tensor cores round (the factors of every product), for 16-bit results of CUDA kernels
-    # that use them; None: the reference itself.
+    # The reference with what 16-bit tensor cores round (the factors of every product), for 16-bit results of CUDA
+    # kernels that use them; None: the reference itself.
     on_tensor_cores: Callable[..., Any] | None = None
     keeps_layout: bool = False  # the result lies in memory as the input does; else it is contiguous
     # Large enough for several threads; None: the third sample, repeated 40 times along the first axis.

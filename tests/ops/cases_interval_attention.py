@@ -84,9 +84,11 @@ def _probabilities(q, k, intervals, scale):
 
 
 def rounded_backward(grad_out, q, k, v, intervals, out, logsumexp, scale):
-    """With the probabilities and the gradient of the scores in q's dtype where they are multiplied, sums in float32: the
-    roundings of attention on 16-bit tensor cores, those of SDPA included (where SDPA has no kernel for the sizes, as with
-    D != Dv, it computes in float32 instead)."""
+    """With the probabilities and the gradient of the scores in q's dtype where they are multiplied, sums in float32.
+
+    These are the roundings of attention on 16-bit tensor cores, those of SDPA included; where SDPA has no kernel for
+    the sizes, as with D != Dv, it computes in float32 instead.
+    """
 
     def wide(x):
         return x.to(q.dtype).float()

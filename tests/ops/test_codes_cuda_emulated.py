@@ -60,7 +60,7 @@ def test_nearest_code_of_any_size_scale_and_spread(num_rows, num_codes, dim, exp
 
 
 def test_rounding_of_z_that_points_at_the_wrong_code():
-    """z is rounded by half a step, up or down, just along the difference of two codes: |z' - a| |e'| is what s is off by.
+    """z is rounded by half a step, up or down, along the difference of two codes: s is off by |z' - a| |e'|.
 
     The codes are +-w with z . w about 0, and +-v, a little longer, which keep the mean at 0 and fill the buckets.
     """
@@ -95,8 +95,8 @@ def test_rounding_of_codes_that_makes_the_wrong_one_look_nearer():
 
 
 def test_what_the_sum_of_the_tensor_cores_loses():
-    """Codes that are each other's permutations, in numbers that bfloat16 holds, all equally far from a constant z (float64
-    sums them exactly): rounding the vectors loses nothing, but the sums depend on the order. The lowest id must win."""
+    """Codes that are each other's permutations, in numbers that bfloat16 holds, all equally far from a constant z (in
+    float64 exactly): rounding the vectors loses nothing, but the sums depend on the order. The lowest id must win."""
     torch.manual_seed(0)
     values = torch.cat([torch.randint(128, 256, (412,)) * 2.0**-11, torch.randint(128, 256, (100,))])
     codes = torch.stack([values[torch.randperm(512)] for _ in range(128)])
@@ -179,13 +179,13 @@ def test_code_logsumexp_of_any_size(num_rows, num_codes, dim, tau, shift, dtype,
     near = of(dtype, plain, reference.code_logsumexp_backward)
     truth = of(torch.float64, exact, reference.code_logsumexp_backward)
     # What float32 scores are off by: their size in units of tau. Plain is off as much, but may be lucky.
-    luck = 3e-7 * (1 + (dim + 2 * num_codes**0.5) / scale)
+    luck = 3e-7 * (1 + truth[0].abs().max().item())
     for name, g, p, t in zip(("logsumexp", "pull", "grad codebook"), got, near, truth, strict=True):
         assert_no_worse(g, p, t, name, floor=max(luck, torch.finfo(dtype).eps if name == "grad codebook" else 0))
 
 
 def test_code_logsumexp_is_as_accurate_as_plain_over_many_codes():
-    """32 runs of codes, each of several blocks: what is summed over blocks and runs loses no more than plain PyTorch."""
+    """32 runs of codes, each of several blocks: sums over blocks and runs lose no more than plain PyTorch's."""
     torch.manual_seed(0)
     z, codebook = torch.randn(20, 40), torch.randn(4500, 40)
     lse, pull = emulated_ops().code_logsumexp.default(z, codebook, 20.0)
