@@ -127,7 +127,8 @@ void run_panel(const CodeLogsumexpParams<T>& p, Workspace& w, int64_t begin, int
   }
 }
 
-// scores (count, lanes) -> weights exp(scale (score - half) - logsumexp) * grad, and their sums.
+// scores (count, lanes) -> weights exp(scale (score - half) - logsumexp) * grad, and their sums. The product is rounded as
+// the logsumexp's was: where one code has all the weight, it is 1.
 void weigh(float* scores, const float* halves, float scale, const float* logsumexp, const float* grad, int64_t count,
            int64_t vecs, float* sum) {
   const Vec by = splat(scale);
@@ -136,7 +137,7 @@ void weigh(float* scores, const float* halves, float scale, const float* logsume
     Vec total = load<Vec>(sum + v * kLanes);
     for (int64_t j = 0; j < count; ++j) {
       float* const at = scores + j * kBlockQueries + v * kLanes;
-      const Vec weight = exp_or_zero(fma(load<Vec>(at) - half, by, splat(-logsumexp[j]))) * splat(grad[j]);
+      const Vec weight = exp_or_zero(rounded_product(load<Vec>(at) - half, by) - splat(logsumexp[j])) * splat(grad[j]);
       store(at, weight);
       total += weight;
     }

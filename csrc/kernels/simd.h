@@ -25,6 +25,7 @@ constexpr int kLanes = 4;
 
 typedef float Vec __attribute__((vector_size(4 * kLanes)));
 typedef int32_t IVec __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t UVec __attribute__((vector_size(4 * kLanes)));
 typedef float HalfVec __attribute__((vector_size(2 * kLanes)));   // half as many floats ...
 typedef double DoubleVec __attribute__((vector_size(4 * kLanes)));  // ... widen to one vector
 
@@ -59,6 +60,21 @@ PYRAMID_INLINE Vec fma(Vec a, Vec b, Vec c) {
 #else
   return a * b + c;
 #endif
+}
+
+// a * b, rounded before anything is added to it, which a compiler would fuse.
+PYRAMID_INLINE Vec rounded_product(Vec a, Vec b) {
+  Vec product = a * b;
+#if defined(__AVX512F__)
+  __asm__("" : "+v"(product));
+#elif defined(__SSE2__)
+  __asm__("" : "+x"(product));
+#elif defined(__aarch64__)
+  __asm__("" : "+w"(product));
+#else
+  __asm__("" : "+m"(product));
+#endif
+  return product;
 }
 
 // a < b ? a : b in every lane: where one is NaN, the second.
@@ -128,7 +144,8 @@ PYRAMID_INLINE float lane_max(Vec a) {
   return greatest;
 }
 
-// exp(x) for -87 <= x <= 88, to about one unit in the last place; NaN stays NaN.
+// exp(x) for -87 <= x <= 88, to about one unit in the last place; NaN stays NaN. Beyond, any number: lanes that stand for
+// nothing come here too.
 PYRAMID_INLINE Vec exp(Vec x) {
   const Vec magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   const Vec shifted = fma(x, splat(1.44269504f), magic);
@@ -142,7 +159,7 @@ PYRAMID_INLINE Vec exp(Vec x) {
   p = fma(p, r, splat(1.6666665459e-1f));
   p = fma(p, r, splat(5.0000001201e-1f));
   p = fma(p, r * r, r) + splat(1.0f);
-  return (Vec)((IVec)p + (((IVec)shifted - (IVec)magic) << 23));
+  return (Vec)((UVec)p + (((UVec)shifted - (UVec)magic) << 23));
 }
 
 PYRAMID_INLINE double widen(double value) { return value; }
