@@ -128,7 +128,7 @@ class TokenizerTraining(TrainingModule):
         step = self.tokenizer.config.chunk_frames
         frames = [video[:, :, :1], *video[:, :, 1:].split(step, dim=2)] if video.shape[2] > 1 else [video]
         with self.exact():
-            num_positions = sum(out.chunks[0].ids[level][0].numel() for level in levels)
+            num_positions = sum(out.chunks[-1].ids[level][0].numel() for level in levels)
             lesson = self.semantic.lesson(batch, num_positions)
             for index, (chunk, pixels) in enumerate(zip(out.chunks, frames, strict=True)):
                 queries = [chunk.queries[level].float() for level in levels]
