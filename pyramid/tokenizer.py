@@ -1,6 +1,6 @@
 """`PyramidTokenizer`: video <-> pyramid of tokens. Read this file first; it only composes the parts.
 
-    video -> Encoder -> latent -> ResidualPyramid -> TokenPyramid -> ResidualPyramid -> latent -> Decoder -> video
+    video -> Encoder -> latent -> PyramidQuantizer -> TokenPyramid -> PyramidQuantizer -> latent -> Decoder -> video
 
 Inference always runs one chunk at a time (the first frame, then runs of `chunk_frames`), with the state of the causal
 networks as a value that the caller of `encode_chunk` and `decode_chunk` holds: a stream and a whole clip are the same
@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -29,7 +29,7 @@ from pyramid.levels import Pyramid, check_detail, chunk_lengths, in_order
 from pyramid.nn.blocks import BlockStyle, Gelu, State
 from pyramid.nn.decoder import Decoder
 from pyramid.nn.encoder import Encoder
-from pyramid.quantize.residual import LevelConfig, QuantizedChunk, ResidualPyramid
+from pyramid.quantize import COMBINATIONS, LevelConfig, QuantizedChunk
 from pyramid.tokens import TokenPyramid, concatenate_chunks
 from pyramid.words import WordTable
 
@@ -69,7 +69,8 @@ class TokenizerConfig:
     `time_stride`: pixel frames a latent frame; `chunk_frames`: pixel frames a chunk; `dim`, `depth`: width and number
     of the blocks at the latent's resolution; `latent_dim`: numbers of a latent; `kernel`, `expand`, `gelu`: of all
     blocks, as `BlockStyle` says; `adaptive_norm`: normalize the decoder's frames, and modulate them by their latents
-    (AdaGN). Raises ValueError for values that no
+    (AdaGN); `combination`: how levels make up the latent, by sum ("residual") or by streaming average ("average",
+    SPAE). Raises ValueError for values that no
     tokenizer can have."""
 
     height: int = 32
@@ -88,6 +89,7 @@ class TokenizerConfig:
     expand: int = 2
     gelu: Gelu = "tanh"
     adaptive_norm: bool = False
+    combination: Literal["residual", "average"] = "residual"
     levels: tuple[LevelConfig, ...] = _DEFAULT_LEVELS
 
     def __post_init__(self) -> None:
@@ -100,6 +102,9 @@ class TokenizerConfig:
                 raise ValueError(f"TokenizerConfig: {name} must be at least {least}, got {value}")
         if not 0 < self.fps < math.inf:
             raise ValueError(f"TokenizerConfig: fps must be above 0 and finite, got {self.fps}")
+        if self.combination not in COMBINATIONS:
+            known = " or ".join(COMBINATIONS)
+            raise ValueError(f"TokenizerConfig: combination must be {known}, got {self.combination!r}")
         if not self.levels:
             raise ValueError("TokenizerConfig: levels: expected at least one, got none")
         if self.kernel < 1 or self.kernel % 2 == 0:
@@ -164,7 +169,8 @@ class PyramidTokenizer(nn.Module):
             table = WordTable.load()
         self.table = table
         self.encoder = Encoder(c)
-        self.levels = ResidualPyramid(c.levels, c.latent_dim, self._latent_grid(c.height, c.width), table)
+        stack = COMBINATIONS[c.combination]
+        self.levels = stack(c.levels, c.latent_dim, self._latent_grid(c.height, c.width), table)
         self.decoder = Decoder(c)
 
     @property
@@ -213,11 +219,8 @@ class PyramidTokenizer(nn.Module):
         chunks = [self.levels(part) for part in parts]
         kept = []
         for part, chunk in zip(parts, chunks, strict=True):
-            total = torch.zeros_like(chunk.residual)
-            for index, value in enumerate(chunk.values):
-                total = total + value * (detail > index).to(value)[:, None, None, None, None]
-            unquantized = (detail > self.num_levels)[:, None, None, None, None]
-            kept.append(torch.where(unquantized, part, total))
+            choices = torch.stack([*chunk.prefixes, part.to(chunk.prefixes[0].dtype)])
+            kept.append(choices[detail - 1, torch.arange(len(detail), device=detail.device)])
         pixels, _ = self.decoder(torch.cat(kept, dim=2), detail)
         return TrainingOutput(pixels, chunks)
 
@@ -231,6 +234,14 @@ class PyramidTokenizer(nn.Module):
         t is 1 for the first chunk (state None), then `chunk_frames`; a shorter last chunk is filled up with its last
         frame, sides that the stride does not divide with their last row and column. Streams with a state each may share
         a pass, whatever their lengths: `stack_states`, `split_state`. `tile`, ValueError: as `encode`."""
+        chunk, state = self.quantize_chunk(video, state, detail, tile=tile)
+        return tuple(chunk.ids), state
+
+    @torch.no_grad()
+    def quantize_chunk(
+        self, video: Tensor, state: State | None, detail: int | None = None, *, tile: int | None = None
+    ) -> tuple[QuantizedChunk, State]:
+        """As `encode_chunk`, with all that is known of the chunk: what each level was asked for beside its ids."""
         c = self.config
         _check_video(video)
         detail = check_detail(detail, self.num_levels, "PyramidTokenizer.encode")
@@ -241,7 +252,7 @@ class PyramidTokenizer(nn.Module):
         video = video.to(self.device, self.dtype)
         video = nn.functional.pad(video, (0, missing[0], 0, missing[1], 0, missing[2]), mode="replicate")
         latent, state = self.encoder(video, state, tile=self._tile(tile))
-        return tuple(self.levels(latent, detail).ids), state
+        return self.levels(latent, detail), state
 
     @torch.no_grad()
     def decode_chunk(

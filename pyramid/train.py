@@ -1,7 +1,7 @@
 """Training a tokenizer: `train_tokenizer(config, out)` fits, validates per detail and writes a model folder.
 
 The objective: pixels at a random detail of each clip (so that every prefix decodes), the quantizers' own losses, the
-latent's distance to each prefix of the pyramid, and meaning on the word levels (`losses.word_set_loss`). Early in the
+latent's distance to each prefix of the pyramid, and meaning on the word levels (`semantic.py`). Early in the
 run part of the clips skips quantization, so that encoder and decoder learn from clean gradients first.
 """
 
@@ -22,18 +22,20 @@ from pyramid.adversarial import Adversary, AdversaryConfig
 from pyramid.collapse import CollapseWarning, CollapseWatch, sentence
 from pyramid.data.datamodule import ClipData
 from pyramid.data.sources import DataConfig, make_datasets
-from pyramid.distributed import all_ranks, gather_objects, gather_rows, my_rows, num_ranks, rank
+from pyramid.distributed import all_ranks, gather_objects, gather_rows, mean_over_ranks, my_rows, num_ranks, rank
 from pyramid.gates import Gate, GateConfig, climb
-from pyramid.losses import reconstruction_loss, word_set_loss
+from pyramid.losses import reconstruction_loss
 from pyramid.metrics import CodeUsage, psnr
 from pyramid.optim import MuonAdamW
 from pyramid.perceptual import PerceptualConfig, PerceptualLoss
 from pyramid.quantize import BitQuantizer, QuantizedChunk, VectorQuantizer
 from pyramid.schedule import RunConfig, anneal, training_device
+from pyramid.semantic import SemanticConfig, SemanticObjective, dynamic_weight
 from pyramid.tokenizer import PyramidTokenizer, TokenizerConfig, TrainingOutput
 from pyramid.tokens import TokenPyramid
 from pyramid.training import TrainingModule, check_resume, fit
 from pyramid.training_forecast import Forecast
+from pyramid.words import WordTable
 
 # What a step's common draws are for.
 _DETAILS, _IMAGES, _FRAMES, _RESTARTS = range(4)
@@ -41,10 +43,9 @@ _DETAILS, _IMAGES, _FRAMES, _RESTARTS = range(4)
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of the terms. `semantic_first`: of the first frame's words relative to the other chunks'; `temperature`
-    of the word probabilities; `unquantized`: share of clips that skip quantization at the start, falling to none at
-    `unquantized_until` of the run; `full_detail`: share of the other clips trained at full detail, the rest at a
-    random one.
+    """Weights of the terms. `semantic_first`: of the first frame's words relative to the other chunks'; `unquantized`:
+    share of clips that skip quantization at the start, falling to none at `unquantized_until` of the run;
+    `full_detail`: share of the other clips trained at full detail, the rest at a random one.
 
     `entropy`: weight of the bit levels' entropy objective among the quantizers' own; it starts `entropy_boost` times as
     high, and the temperature of the bits' probabilities `temperature_boost` times, both falling to 1 at `boost_until`
@@ -57,7 +58,6 @@ class LossConfig:
     latent: float = 0.25
     semantic: float = 0.3
     semantic_first: float = 0.5
-    temperature: float = 0.1
     unquantized: float = 0.5
     unquantized_until: float = 0.5
     full_detail: float = 0.5
@@ -79,16 +79,19 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class TrainTokenizerConfig:
-    """The whole of a tokenizer run. `run`: length, batch and optimizer; `initialize`: a model folder to start from,
-    whose config then takes the place of `model`."""
+    """The whole of a tokenizer run. `run`: length, batch and optimizer; `words`: the word table, a file that `pyramid
+    data words` wrote, by default the one that ships; `initialize`: a model folder to start from, whose config and words
+    then take the place of `model` and `words`."""
 
     model: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    semantic: SemanticConfig = field(default_factory=SemanticConfig)
     perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
     adversary: AdversaryConfig = field(default_factory=AdversaryConfig)
     run: RunConfig = field(default_factory=RunConfig)
     gates: GateConfig = field(default_factory=GateConfig)
+    words: str | None = None
     initialize: str | None = None
 
 
@@ -101,7 +104,10 @@ class TokenizerTraining(TrainingModule):
         if config.initialize:
             self.tokenizer = PyramidTokenizer.from_pretrained(config.initialize).train()
         else:
-            self.tokenizer = PyramidTokenizer(config.model)
+            self.tokenizer = PyramidTokenizer(config.model, WordTable.load(config.words) if config.words else None)
+        self.semantic = None
+        if self.tokenizer.table is not None and self.tokenizer.word_levels:
+            self.semantic = SemanticObjective(config.semantic, self.tokenizer.table)
         self.perceptual = PerceptualLoss(config.perceptual) if config.loss.perceptual > 0 else None
         self.adversary = Adversary(config.adversary) if config.loss.adversarial > 0 else None
         self.count_usage()
@@ -174,8 +180,12 @@ class TokenizerTraining(TrainingModule):
         if self.adversary is not None and self.adversary_plays():
             with self.exact():
                 terms["adversarial"] = self.adversary.for_generator(out.video)
-        names = ("reconstruction", "quantizer", "latent", "semantic", "perceptual", "adversarial")
+        names = ("reconstruction", "quantizer", "latent", "perceptual", "adversarial")
         total = sum(getattr(weights, name) * terms[name] for name in names if name in terms)
+        pull = 1.0
+        if self.config.semantic.dynamic:
+            pull = dynamic_weight(mean_over_ranks(total), mean_over_ranks(terms["semantic"]))
+        total = total + weights.semantic * pull * terms["semantic"]
         figures = {f"train/{name}": torch.as_tensor(value).detach() for name, value in terms.items()}
         self.log_dict(figures | {"train/loss": total.detach()}, batch_size=len(video), sync_dist=num_ranks() > 1)
         return total
@@ -199,22 +209,32 @@ class TokenizerTraining(TrainingModule):
                 level.quantizer.temperature = anneal(loss.temperature_boost, progress, loss.boost_until)
 
     def losses(self, out: TrainingOutput, video: Tensor, batch: dict) -> dict[str, Tensor]:
-        """Unweighted terms, scalars; `words_hit`: share of caption words that some token of the last chunk names."""
+        """Unweighted terms, scalars; `words_hit`: share of the words that the teacher asks for that some token of the
+        last chunk names. `batch` is what the teacher reads."""
         terms = {"reconstruction": reconstruction_loss(out.video, video)}
         terms["quantizer"] = sum(loss for chunk in out.chunks for loss in chunk.losses)
         terms["latent"] = torch.stack([_latent_loss(chunk) for chunk in out.chunks]).sum()
         terms["semantic"], terms["words_hit"] = video.new_zeros(()), 0.0
-        table, levels = self.tokenizer.table, self.tokenizer.word_levels
-        if table is None or not levels:
+        if self.semantic is None:
             return terms
-        targets = [table.content_ids(caption) for caption in batch["caption"]]
+        levels = self.tokenizer.word_levels
         embeddings = self.tokenizer.levels.levels[levels[0]].quantizer.embeddings
-        for index, chunk in enumerate(out.chunks):
-            queries = torch.cat([chunk.queries[level].flatten(1, 3) for level in levels], dim=1)
-            loss, terms["words_hit"] = word_set_loss(queries, targets, embeddings, self.config.loss.temperature)
-            whole = index or self.tokenizer.config.num_frames == 1  # one frame does not show all that a caption says
-            terms["semantic"] = terms["semantic"] + loss * (1.0 if whole else self.config.loss.semantic_first)
+        step = self.tokenizer.config.chunk_frames
+        frames = [video[:, :, :1], *video[:, :, 1:].split(step, dim=2)] if video.shape[2] > 1 else [video]
+        with self.exact():
+            num_positions = sum(out.chunks[-1].ids[level][0].numel() for level in levels)
+            lesson = self.semantic.lesson(batch, num_positions)
+            for index, (chunk, pixels) in enumerate(zip(out.chunks, frames, strict=True)):
+                queries = [chunk.queries[level].float() for level in levels]
+                loss, terms["words_hit"] = self.semantic(queries, embeddings, lesson, pixels)
+                whole = index or self.tokenizer.config.num_frames == 1  # one frame does not show all that a caption says
+                terms["semantic"] = terms["semantic"] + loss * (1.0 if whole else self.config.loss.semantic_first)
         return terms
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if self.semantic is not None:
+            self.semantic.to(self.device)
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
         with self.exact():
@@ -303,12 +323,11 @@ class TokenizerTraining(TrainingModule):
 def _latent_loss(chunk: QuantizedChunk) -> Tensor:
     """Distance of the latent to each prefix of its pyramid: the levels come to the latent, the latent a little to
     them (VAR, 2404.02905, eq. 5, with beta = 0.25)."""
-    latent = (chunk.residual + torch.stack(chunk.values).sum(dim=0)).float()
-    total, prefix = latent.new_zeros(()), torch.zeros_like(latent)
-    for value in chunk.values:
-        prefix = prefix + value.float()
+    latent = chunk.latent.float()
+    total = latent.new_zeros(())
+    for prefix in map(Tensor.float, chunk.prefixes):
         total = total + (latent.detach() - prefix).square().mean() + 0.25 * (latent - prefix.detach()).square().mean()
-    return total / len(chunk.values)
+    return total / len(chunk.prefixes)
 
 
 def _coverage(tokenizer: PyramidTokenizer, words: list[list[str]], caption: str) -> float | None:

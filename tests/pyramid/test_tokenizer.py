@@ -28,10 +28,10 @@ SMALL = TokenizerConfig(
 )
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
+@pytest.fixture(scope="module", params=["residual", "average"])
+def tokenizer(request):
     torch.manual_seed(0)
-    tokenizer = PyramidTokenizer(SMALL)
+    tokenizer = PyramidTokenizer(dataclasses.replace(SMALL, combination=request.param))
     for parameter in tokenizer.parameters():  # far from the initial values: nothing is nearly zero by design
         parameter.data.add_(0.05 * torch.randn_like(parameter))
     return tokenizer.eval()
