@@ -227,7 +227,7 @@ class TokenizerTraining(TrainingModule):
             for index, (chunk, pixels) in enumerate(zip(out.chunks, frames, strict=True)):
                 queries = [chunk.queries[level].float() for level in levels]
                 loss, terms["words_hit"] = self.semantic(queries, embeddings, lesson, pixels)
-                whole = index or self.tokenizer.config.num_frames == 1  # one frame does not show all that a caption says
+                whole = index or self.tokenizer.config.num_frames == 1  # one frame does not show it all
                 terms["semantic"] = terms["semantic"] + loss * (1.0 if whole else self.config.loss.semantic_first)
         return terms
 
