@@ -37,6 +37,7 @@ PACKAGES = [
     "pyramid.ops",
     "pyramid.ops.bench",
     "pyramid.quantize",
+    "pyramid.teachers",
     "lm",
     "tasks",
 ]

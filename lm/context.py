@@ -1,7 +1,8 @@
 """What the pixels look like so far: for each token, the latent that is known at its place when its turn comes.
 
-Two vectors: the sum of the chunk's coarser levels (VAR, 2404.02905, feeds the same to its next scale), and the last
-latent frame of the chunk before. Both come from the frozen tokenizer and are resampled to the block's grid.
+Two vectors: the latent at the detail of the chunk's coarser levels (VAR, 2404.02905, feeds the same to its next
+scale), and the last latent frame of the chunk before. Both come from the frozen tokenizer and are resampled to the
+block's grid.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ class LatentContext:
         self.chunk_latents = c.chunk_frames // c.time_stride
         self.device = tokenizer.device
         self.chunk = 0
-        self.sum = self._zeros(1)
+        self.cells: list[Tensor] = []  # of the chunk's levels so far
+        self.known = self._zeros(1)
         self.before = self._zeros(1)
 
     def _zeros(self, t: int) -> Tensor:
@@ -35,10 +37,11 @@ class LatentContext:
     def at(self, block: Block) -> Tensor:
         """(B, n, 2 D)"""
         if block.chunk != self.chunk:
-            self.before, self.sum = self.sum[:, :, -1:], self._zeros(self.chunk_latents)
+            self.before, self.known = self.known[:, :, -1:], self._zeros(self.chunk_latents)
+            self.cells = []
             self.chunk = block.chunk
         before = ops.level_resample(self.before, (1, *block.grid[1:])).expand(-1, -1, block.grid[0], -1, -1)
-        known = ops.level_resample(self.sum, block.grid)
+        known = ops.level_resample(self.known, block.grid)
         return torch.cat([known, before], dim=1).flatten(2).transpose(1, 2)
 
     @torch.no_grad()
@@ -46,4 +49,5 @@ class LatentContext:
         """codes (B, n) int64 of the block."""
         part = self.levels.levels[block.level]
         values = part.quantizer.ids_to_codes(codes.reshape(-1, *block.grid))
-        self.sum = self.sum + part.value(values, self.sum.shape[2:])
+        self.cells.append(part.cells(values))
+        self.known = self.levels.combine(self.cells, self.known.shape[2:])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from pyramid.schedule import RunConfig
 from pyramid.tokenizer import PyramidTokenizer
 from pyramid.tokens import TokenPyramid
 from pyramid.training import TrainingModule, check_resume, fit
+from pyramid.training_forecast import Forecast
 
 # A block of n tokens weighs n^_BLOCK_POWER: a word alone counts for less than a level of bits, but for more than one of
 # its codes.
@@ -68,7 +69,7 @@ class LMTraining(TrainingModule):
         super().__init__(config.run)
         self.config, self.lm = config, lm.train()  # transformers loads a pretrained backbone in eval mode
 
-    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+    def objective(self, batch: dict) -> Tensor:
         loss, lm = self.config.loss, self.lm
         tokens = self._tokens(batch["video"])
         detail = lm.num_levels if torch.rand(()) < loss.all_levels else int(torch.randint(1, lm.num_levels + 1, ()))
@@ -125,6 +126,10 @@ class LMTraining(TrainingModule):
     def inside(self) -> tuple[nn.Module, ...]:
         return (self.lm.backbone.base_model,)
 
+    def tokens_per_clip(self) -> int:
+        tokenizer = self.lm.tokenizer
+        return sum(pyramid.num_tokens for pyramid in tokenizer.pyramids(tokenizer.config.num_frames))
+
 
 def make_lm(config: TrainLMConfig, tokenizer: PyramidTokenizer, captions: Sequence[str]) -> PyramidLM:
     """The untrained model of a config; without a pretrained backbone its text tokenizer is learned from `captions`."""
@@ -138,10 +143,16 @@ def make_lm(config: TrainLMConfig, tokenizer: PyramidTokenizer, captions: Sequen
 
 
 def train_lm(
-    config: TrainLMConfig, out: str | Path, *, callbacks: Sequence[Callback] = (), resume: bool = False
+    config: TrainLMConfig,
+    out: str | Path,
+    *,
+    callbacks: Sequence[Callback] = (),
+    resume: bool = False,
+    forecast: Callable[[Forecast], None] | None = None,
 ) -> Path:
     """Train, and write to `out`: the model folder (see `PyramidLM.save_pretrained`), train_config.yaml, metrics.csv and
-    checkpoints/last.ckpt (for resuming only). Returns `out`.
+    checkpoints/last.ckpt (for resuming only). Returns `out`. `forecast` is called before the run with what a few
+    real steps tell of it.
 
     Raises FileNotFoundError for a missing tokenizer, or to resume where nothing was saved; ValueError to resume with
     another config; KeyboardInterrupt when it is stopped, after saving a checkpoint to resume from.
@@ -161,7 +172,7 @@ def train_lm(
     data = ClipData(
         train, val, batch_size=config.run.batch_size, num_workers=config.run.num_workers, seed=config.run.seed
     )
-    if fit(LMTraining(config, lm), data, config, out, callbacks, resume):
+    if fit(LMTraining(config, lm), data, config, out, callbacks, resume, forecast):
         local = Path(config.tokenizer).is_dir()
         named = os.path.relpath(config.tokenizer, out) if local else config.tokenizer
         lm.eval().save_pretrained(out, tokenizer=named)

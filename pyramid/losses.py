@@ -1,11 +1,20 @@
 """Objectives of the tokenizer beyond the quantizers' own: reconstruction, and meaning on the word levels.
 
-The semantic objective gives the words of a chunk the *set* of content words of its caption as targets, matched
-one-to-one to the token positions by an optimal assignment (as DETR, 2005.12872, does with boxes). SPAE (2306.17842,
-section 3.2) draws each position's target independently, which repeats the easiest word; a set covers the caption.
+Three ways of telling the words of a chunk what its clip means, by targets that a teacher gives (`semantic.py`):
+
+- `independent_word_loss`: SPAE's own (2306.17842, section 3.2): each position names any word that scores above its
+  level's threshold. Nothing keeps two positions from naming the same one.
+- `word_set_loss`: the words that say the clip together are a *set*, matched one-to-one to the positions by an optimal
+  assignment (as DETR, 2005.12872, does with boxes): what one position says no other need say.
+- `average_match_loss`: the streaming average of the words said so far is the clip's own vector, told from those of the
+  other clips of the batch.
+
+All take the probability of word k at a position with query z as softmax_k(-|z - e_k|^2 / temperature).
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -13,26 +22,24 @@ from torch import Tensor
 
 from pyramid import ops
 
+# Shapes: B clips, P positions, K words, E code space, S a teacher's space.
+
 
 def reconstruction_loss(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean squared error over pixels in [-1, 1], any shapes that match; scalar."""
     return (prediction.float() - target.float()).square().mean()
 
 
-def word_set_loss(
-    queries: Tensor, targets: list[list[int]], embeddings: Tensor, temperature: float
-) -> tuple[Tensor, float]:
-    """Cross-entropy of the matched words over the whole vocabulary, and the share of target words hit.
+def word_set_loss(queries: Tensor, targets: Sequence[Sequence[int]], embeddings: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy of the matched words over the whole vocabulary, scalar.
 
     queries (B, P, E): inputs of the word quantizers of one chunk, all levels; targets: for each clip the ids of its
-    content words, any number, may be empty; embeddings (K, E): the frozen table. The probability of word k at a
-    position is softmax_k(-|z - e_k|^2 / temperature). With more words than positions each position takes one word.
+    words, any number, may be empty; embeddings (K, E): the frozen table. With more words than positions each position
+    takes one word.
     """
     queries = queries.float()
     log_norm = ops.code_logsumexp(queries, embeddings, temperature)
-    losses, hits, count = [], 0, 0
-    with torch.no_grad():
-        chosen = ops.nearest_code(queries.detach(), embeddings)[0].tolist()
+    losses = []
     for row, words in enumerate(targets):
         if not words:
             continue
@@ -41,8 +48,66 @@ def word_set_loss(
         nll = distance / temperature + log_norm[row, :, None]
         positions, matched = linear_sum_assignment(nll.detach().cpu().numpy())
         losses.append(nll[torch.from_numpy(positions), torch.from_numpy(matched)].mean())
-        hits += len(set(words) & set(chosen[row]))
-        count += len(words)
-    if not losses:
-        return queries.sum() * 0, 0.0
-    return torch.stack(losses).sum() / len(targets), hits / count
+    return torch.stack(losses).sum() / len(targets) if losses else queries.sum() * 0
+
+
+def independent_word_loss(
+    queries: Sequence[Tensor],
+    scores: Sequence[Tensor],
+    embeddings: Tensor,
+    thresholds: Sequence[float],
+    temperature: float,
+) -> Tensor:
+    """Mean over all positions of the cross-entropy to the words above the threshold, scalar.
+
+    queries[l] (B, t, h, w, E) of word level l; scores[l] from 0 to 1: (B, K) for the whole clip, or (B, t, h, w, K) for
+    each region; thresholds[l]: the last goes for all levels beyond. SPAE draws one target among those above the
+    threshold; this is the expectation over the draw. A position without a target counts as zero.
+    """
+    losses = []
+    for level, (query, score) in enumerate(zip(queries, scores, strict=True)):
+        threshold = thresholds[min(level, len(thresholds) - 1)]
+        z = query.float().flatten(1, 3)
+        if score.ndim > 2:  # each region is a clip of its own
+            z, score = z.flatten(0, 1)[:, None], score.flatten(0, 3)
+        losses.append(ops.code_cross_entropy(z, embeddings, score, threshold, temperature).flatten())
+    return torch.cat(losses).mean()
+
+
+def average_match_loss(
+    queries: Sequence[Tensor],
+    targets: Tensor,
+    words: Tensor,
+    embeddings: Tensor,
+    temperature: float,
+    contrast: float = 0.1,
+) -> Tensor:
+    """Cross-entropy (InfoNCE, 1807.03748) of the clip's own vector among those of the batch, given the average of the
+    words up to the end of each level; the mean over levels, scalar.
+
+    queries[l] (B, t, h, w, E); targets (B, S): unit vectors in the teacher's space, zero for clips to leave out; words
+    (K, S): the table's words there. A word is taken softly, as the mean of `words` by its probability, which forms a
+    B P x K matrix: the hard choice has no gradient that tells two positions apart. Clips with the same vector are no
+    negatives of each other. The logits are cosines / contrast.
+    """
+    known = targets.square().sum(dim=1) > 0
+    if not bool(known.any()):
+        return sum(query.sum() for query in queries) * 0
+    targets = targets[known]
+    z = torch.cat([query.float().flatten(1, 3) for query in queries], dim=1)[known]
+    logits = (2 * z @ embeddings.T - embeddings.square().sum(dim=1)) / temperature  # less |z|^2: the same softmax
+    average = (torch.softmax(logits, dim=-1) @ words).cumsum(dim=1)
+    own = targets @ targets.T > 1 - 1e-5
+    losses, end = [], 0
+    for query in queries:
+        end += query.shape[1:4].numel()
+        similarity = torch.nn.functional.normalize(average[:, end - 1], dim=-1) @ targets.T / contrast
+        losses.append(similarity.logsumexp(1) - similarity.masked_fill(~own, -torch.inf).logsumexp(1))
+    return torch.stack(losses).mean()
+
+
+def coverage(ids: Tensor, targets: Sequence[Sequence[int]]) -> float:
+    """Share of the target words that some position of the clip names; ids (B, P) int64. 0 without targets."""
+    said = [set(row) for row in ids.tolist()]
+    hits = sum(len(set(words) & row) for words, row in zip(targets, said, strict=True))
+    return hits / max(1, sum(len(set(words)) for words in targets))

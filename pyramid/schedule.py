@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -52,34 +54,53 @@ class RunConfig:
 
 
 class Schedule:
-    """Progress of a run in [0, 1] by steps and by the clock, and the factor on the learning rate."""
+    """Progress of a run in [0, 1] by steps and by the clock, and the factor on the learning rate.
+
+    The clock is read at `tick` alone, once a step: within a step all see the same progress, and where many ranks train
+    together they go by the clock of the first."""
 
     def __init__(self, run: RunConfig) -> None:
-        self.run, self._before, self._start = run, 0.0, None
+        self.run, self._before, self._start, self._now = run, 0.0, None, 0.0
 
     def start(self) -> None:
         self._start = time.monotonic()
 
     def resume(self, seconds: float) -> None:
         """Count `seconds` of earlier work in."""
-        self._before = seconds
+        self._before = self._now = seconds
+
+    def tick(self, share: Callable[[float], float] | None = None) -> None:
+        """Read the clock; `share` makes of this rank's time that of all."""
+        seconds = self._before + (time.monotonic() - self._start if self._start is not None else 0.0)
+        self._now = seconds if share is None or self.run.max_minutes <= 0 else share(seconds)
 
     @property
     def seconds(self) -> float:
-        return self._before + (time.monotonic() - self._start if self._start is not None else 0.0)
+        """Of work, at the last tick."""
+        return self._now
 
-    def progress(self, module: Any) -> float:
-        """`module`: the LightningModule in training."""
-        return self._progress(module.global_step)
-
-    def _progress(self, step: int) -> float:
+    def progress(self, step: int) -> float:
+        """After `step` steps."""
         by_step = step / self.run.max_steps if self.run.max_steps > 0 else 0.0
         by_time = self.seconds / (60 * self.run.max_minutes) if self.run.max_minutes > 0 else 0.0
         return min(1.0, max(by_step, by_time))
 
-    def factor(self, module: Any, step: int) -> float:
+    def factor(self, step: int) -> float:
+        """On the learning rate of the step after `step` steps."""
         warm = min(1.0, (step + 1) / max(1, self.run.warmup_steps))
-        return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self._progress(step))))
+        return warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.progress(step))))
+
+
+def anneal(first: float, progress: float, until: float) -> float:
+    """A factor that falls from `first` at the start of a run to 1 at `until` of it, in a straight line."""
+    return 1 + (first - 1) * max(0.0, 1 - progress / max(until, 1e-9))
+
+
+def training_device(name: str) -> torch.device:
+    """The device that Lightning takes for `run.device`, in this process of a torchrun."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if name == "cuda" else torch.device(name)
 
 
 def training_precision(precision: str, device: str) -> str:

@@ -1,6 +1,6 @@
 """`PyramidTokenizer`: video <-> pyramid of tokens. Read this file first; it only composes the parts.
 
-    video -> Encoder -> latent -> ResidualPyramid -> TokenPyramid -> ResidualPyramid -> latent -> Decoder -> video
+    video -> Encoder -> latent -> PyramidQuantizer -> TokenPyramid -> PyramidQuantizer -> latent -> Decoder -> video
 
 Inference always runs one chunk at a time (the first frame, then runs of `chunk_frames`), with the state of the causal
 networks as a value that the caller of `encode_chunk` and `decode_chunk` holds: a stream and a whole clip are the same
@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -23,11 +24,12 @@ from torch import Tensor, nn
 
 from pyramid.config import load
 from pyramid.files import replacing
+from pyramid.folders import load_weights, model_folder
 from pyramid.levels import Pyramid, check_detail, chunk_lengths, in_order
-from pyramid.nn.blocks import State
+from pyramid.nn.blocks import BlockStyle, Gelu, State
 from pyramid.nn.decoder import Decoder
 from pyramid.nn.encoder import Encoder
-from pyramid.quantize.residual import LevelConfig, QuantizedChunk, ResidualPyramid
+from pyramid.quantize import COMBINATIONS, LevelConfig, QuantizedChunk
 from pyramid.tokens import TokenPyramid, concatenate_chunks
 from pyramid.words import WordTable
 
@@ -43,7 +45,19 @@ _DEFAULT_LEVELS = (
 
 # The least values of a config's counts.
 _LEAST = dict.fromkeys(
-    ("height", "width", "num_frames", "patch", "channels", "time_stride", "chunk_frames", "dim", "latent_dim"), 1
+    (
+        "height",
+        "width",
+        "num_frames",
+        "patch",
+        "channels",
+        "time_stride",
+        "chunk_frames",
+        "dim",
+        "latent_dim",
+        "expand",
+    ),
+    1,
 ) | {"depth": 0, "depths": 0}
 
 
@@ -53,7 +67,10 @@ class TokenizerConfig:
     `patch`: pixels a side that the first convolution takes as one cell; `channels`, `depths`: widths and blocks there
     and after each further halving of the frame.
     `time_stride`: pixel frames a latent frame; `chunk_frames`: pixel frames a chunk; `dim`, `depth`: width and number
-    of the blocks at the latent's resolution; `latent_dim`: numbers of a latent. Raises ValueError for values that no
+    of the blocks at the latent's resolution; `latent_dim`: numbers of a latent; `kernel`, `expand`, `gelu`: of all
+    blocks, as `BlockStyle` says; `adaptive_norm`: normalize the decoder's frames, and modulate them by their latents
+    (AdaGN); `combination`: how levels make up the latent, by sum ("residual") or by streaming average ("average",
+    SPAE). Raises ValueError for values that no
     tokenizer can have."""
 
     height: int = 32
@@ -68,6 +85,11 @@ class TokenizerConfig:
     dim: int = 256
     depth: int = 3
     latent_dim: int = 64
+    kernel: int = 3
+    expand: int = 2
+    gelu: Gelu = "tanh"
+    adaptive_norm: bool = False
+    combination: Literal["residual", "average"] = "residual"
     levels: tuple[LevelConfig, ...] = _DEFAULT_LEVELS
 
     def __post_init__(self) -> None:
@@ -80,8 +102,15 @@ class TokenizerConfig:
                 raise ValueError(f"TokenizerConfig: {name} must be at least {least}, got {value}")
         if not 0 < self.fps < math.inf:
             raise ValueError(f"TokenizerConfig: fps must be above 0 and finite, got {self.fps}")
+        if self.combination not in COMBINATIONS:
+            known = " or ".join(COMBINATIONS)
+            raise ValueError(f"TokenizerConfig: combination must be {known}, got {self.combination!r}")
         if not self.levels:
             raise ValueError("TokenizerConfig: levels: expected at least one, got none")
+        if self.kernel < 1 or self.kernel % 2 == 0:
+            raise ValueError(f"TokenizerConfig: kernel must be an odd number of at least 1, got {self.kernel}")
+        if self.gelu not in get_args(Gelu):
+            raise ValueError(f"TokenizerConfig: gelu must be one of {', '.join(get_args(Gelu))}, got {self.gelu!r}")
         if self.chunk_frames % self.time_stride:
             raise ValueError(
                 f"TokenizerConfig: chunk_frames must be a multiple of time_stride {self.time_stride}, got "
@@ -100,6 +129,19 @@ class TokenizerConfig:
     @property
     def num_levels(self) -> int:
         return len(self.levels)
+
+    @property
+    def rim(self) -> int:
+        """Latent cells a side that a pixel may reach, or be reached from, before frames meet or are mixed whole."""
+        sides = [self.patch << index for index in range(len(self.channels))]  # pixels a cell of each width
+        blocks = sum(side * depth * (self.kernel // 2) for side, depth in zip(sides, self.depths, strict=True))
+        return -(
+            -(blocks + self.patch + sum(sides[:-1])) // self.stride
+        )  # and the outermost, and strided, convolutions
+
+    @property
+    def style(self) -> BlockStyle:
+        return BlockStyle(self.kernel, self.expand, self.gelu)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,9 +168,10 @@ class PyramidTokenizer(nn.Module):
         if table is None and any(level.codebook == "words" for level in c.levels):
             table = WordTable.load()
         self.table = table
-        self.encoder = Encoder(c.patch, c.channels, c.depths, c.time_stride, c.dim, c.depth, c.latent_dim)
-        self.levels = ResidualPyramid(c.levels, c.latent_dim, self._latent_grid(c.height, c.width), table)
-        self.decoder = Decoder(c.patch, c.channels, c.depths, c.time_stride, c.dim, c.depth, c.latent_dim, c.num_levels)
+        self.encoder = Encoder(c)
+        stack = COMBINATIONS[c.combination]
+        self.levels = stack(c.levels, c.latent_dim, self._latent_grid(c.height, c.width), table)
+        self.decoder = Decoder(c)
 
     @property
     def num_levels(self) -> int:
@@ -176,11 +219,8 @@ class PyramidTokenizer(nn.Module):
         chunks = [self.levels(part) for part in parts]
         kept = []
         for part, chunk in zip(parts, chunks, strict=True):
-            total = torch.zeros_like(chunk.residual)
-            for index, value in enumerate(chunk.values):
-                total = total + value * (detail > index).to(value)[:, None, None, None, None]
-            unquantized = (detail > self.num_levels)[:, None, None, None, None]
-            kept.append(torch.where(unquantized, part, total))
+            choices = torch.stack([*chunk.prefixes, part.to(chunk.prefixes[0].dtype)])
+            kept.append(choices[detail - 1, torch.arange(len(detail), device=detail.device)])
         pixels, _ = self.decoder(torch.cat(kept, dim=2), detail)
         return TrainingOutput(pixels, chunks)
 
@@ -188,11 +228,20 @@ class PyramidTokenizer(nn.Module):
 
     @torch.no_grad()
     def encode_chunk(
-        self, video: Tensor, state: State | None, detail: int | None = None
+        self, video: Tensor, state: State | None, detail: int | None = None, *, tile: int | None = None
     ) -> tuple[tuple[Tensor, ...], State]:
         """One chunk of pixel frames (B, 3, t, H, W) in [-1, 1] -> ids of its levels, and the state for the next chunk.
         t is 1 for the first chunk (state None), then `chunk_frames`; a shorter last chunk is filled up with its last
-        frame, sides that the stride does not divide with their last row and column. Raises ValueError as `encode`."""
+        frame, sides that the stride does not divide with their last row and column. Streams with a state each may share
+        a pass, whatever their lengths: `stack_states`, `split_state`. `tile`, ValueError: as `encode`."""
+        chunk, state = self.quantize_chunk(video, state, detail, tile=tile)
+        return tuple(chunk.ids), state
+
+    @torch.no_grad()
+    def quantize_chunk(
+        self, video: Tensor, state: State | None, detail: int | None = None, *, tile: int | None = None
+    ) -> tuple[QuantizedChunk, State]:
+        """As `encode_chunk`, with all that is known of the chunk: what each level was asked for beside its ids."""
         c = self.config
         _check_video(video)
         detail = check_detail(detail, self.num_levels, "PyramidTokenizer.encode")
@@ -202,34 +251,38 @@ class PyramidTokenizer(nn.Module):
             raise ValueError(f"PyramidTokenizer.encode_chunk: expected at most {wanted} frames, got {video.shape[2]}")
         video = video.to(self.device, self.dtype)
         video = nn.functional.pad(video, (0, missing[0], 0, missing[1], 0, missing[2]), mode="replicate")
-        latent, state = self.encoder(video, state)
-        return tuple(self.levels(latent, detail).ids), state
+        latent, state = self.encoder(video, state, tile=self._tile(tile))
+        return self.levels(latent, detail), state
 
     @torch.no_grad()
     def decode_chunk(
-        self, ids: tuple[Tensor, ...], state: State | None, *, height: int, width: int
+        self, ids: tuple[Tensor, ...], state: State | None, *, height: int, width: int, tile: int | None = None
     ) -> tuple[Tensor, State]:
-        """Ids of the first k levels of one chunk -> pixel frames (B, 3, t, height, width) in [-1, 1], new state. Raises
-        ValueError for ids that this tokenizer does not give for this chunk: number of levels, dtype, shape or range."""
+        """Ids of the first k levels of one chunk -> pixel frames (B, 3, t, height, width) in [-1, 1], new state.
+        `tile`: as `encode`. Raises ValueError for ids that this tokenizer does not give for this chunk: number of
+        levels, dtype, shape or range."""
         grid = self._latent_grid(height, width, first=state is None)
         latent = self.levels.decode([i.to(self.device) for i in ids], grid)
         detail = torch.full((latent.shape[0],), len(ids), device=latent.device)
-        pixels, state = self.decoder(latent, detail, state)
+        pixels, state = self.decoder(latent, detail, state, tile=self._tile(tile))
         return pixels[..., :height, :width].clamp(-1, 1), state
 
-    def encode(self, video: Tensor, detail: int | None = None) -> TokenPyramid:
-        """Tokens of whole clips. video (B, 3, T, H, W), any float dtype, in [-1, 1], any T, H, W >= 1.
+    def encode(self, video: Tensor, detail: int | None = None, *, tile: int | None = None) -> TokenPyramid:
+        """Tokens of whole clips. video (B, 3, T, H, W), any float dtype, in [-1, 1], any T, H, W >= 1. `tile`: work on
+        frames in tiles of so many pixels a side, where memory is short; the same to rounding.
 
-        Raises ValueError for another shape, values outside [-1, 1] or a detail that the pyramid does not have.
+        Raises ValueError for another shape, values outside [-1, 1], a detail that the pyramid does not have or a tile
+        smaller than the stride.
         """
         num_frames = _video_shape(video)[1]
         chunks = video.split(chunk_lengths(num_frames, self.config.chunk_frames), dim=2)
-        return concatenate_chunks(list(self.encode_stream(chunks, detail)))
+        return concatenate_chunks(list(self.encode_stream(chunks, detail, tile=tile)))
 
-    def decode(self, tokens: TokenPyramid, detail: int | None = None) -> Tensor:
-        """Video (B, 3, T, H, W) in [-1, 1] of the first `detail` levels (by default all that the tokens have).
+    def decode(self, tokens: TokenPyramid, detail: int | None = None, *, tile: int | None = None) -> Tensor:
+        """Video (B, 3, T, H, W) in [-1, 1] of the first `detail` levels (by default all that the tokens have). `tile`:
+        as `encode`.
 
-        Raises ValueError for a detail that the tokens do not have, and for tokens that this tokenizer does not give for
+        Raises ValueError for a detail or a tile as `encode`, and for tokens that this tokenizer does not give for
         a clip of their size: chunks, levels, grids or ids.
         """
         detail = check_detail(detail, tokens.num_levels, "PyramidTokenizer.decode")
@@ -241,18 +294,22 @@ class PyramidTokenizer(nn.Module):
             TokenPyramid((ids,), length, tokens.height, tokens.width)
             for ids, length in zip(tokens.ids, lengths, strict=True)
         )
-        return torch.cat(list(self.decode_stream(parts, detail)), dim=2)
+        return torch.cat(list(self.decode_stream(parts, detail, tile=tile)), dim=2)
 
-    def encode_stream(self, chunks: Iterable[Tensor], detail: int | None = None) -> Iterator[TokenPyramid]:
+    def encode_stream(
+        self, chunks: Iterable[Tensor], detail: int | None = None, *, tile: int | None = None
+    ) -> Iterator[TokenPyramid]:
         """Tokens chunk by chunk, in constant memory. `chunks`: (B, 3, t, H, W) each, t = 1 for the first, then
         `chunk_frames`; the last may be shorter. Raises ValueError as `encode`, and for a chunk that does not continue
         those before it."""
         state: State | None = None
         for chunk in in_order(chunks, _video_shape, self.config.chunk_frames, "PyramidTokenizer.encode_stream"):
-            ids, state = self.encode_chunk(chunk, state, detail)
+            ids, state = self.encode_chunk(chunk, state, detail, tile=tile)
             yield TokenPyramid((ids,), chunk.shape[2], chunk.shape[3], chunk.shape[4])
 
-    def decode_stream(self, parts: Iterable[TokenPyramid], detail: int | None = None) -> Iterator[Tensor]:
+    def decode_stream(
+        self, parts: Iterable[TokenPyramid], detail: int | None = None, *, tile: int | None = None
+    ) -> Iterator[Tensor]:
         """Video (B, 3, t, H, W) for every single-chunk part, in order; the inverse of `encode_stream`. Raises
         ValueError as `decode`, and for a part that does not continue those before it."""
         state: State | None = None
@@ -263,8 +320,15 @@ class PyramidTokenizer(nn.Module):
                     f"{part.num_chunks} of {part.num_levels}"
                 )
             ids = part.ids[0][: check_detail(detail, part.num_levels, "PyramidTokenizer.decode")]
-            pixels, state = self.decode_chunk(ids, state, height=part.height, width=part.width)
+            pixels, state = self.decode_chunk(ids, state, height=part.height, width=part.width, tile=tile)
             yield pixels[:, :, : part.num_frames]
+
+    def _tile(self, tile: int | None) -> int | None:
+        if tile is not None and tile < self.config.stride:
+            raise ValueError(
+                f"PyramidTokenizer: tile must be at least the stride of {self.config.stride} pixels, got {tile}"
+            )
+        return tile
 
     def words(self, tokens: TokenPyramid) -> list[list[list[list[str]]]]:
         """The tokens of the word levels as words: [clip][chunk][word level] -> words in scan order."""
@@ -321,6 +385,10 @@ class PyramidTokenizer(nn.Module):
         return tokenizer.to(device).eval()
 
 
+# Keys that the first models of this format version were written without; their defaults are what those models have.
+_LATER_KEYS = {"kernel", "expand", "gelu", "adaptive_norm"}
+
+
 def _read_config(path: Path) -> tuple[TokenizerConfig, str | None]:
     """The config that `save_pretrained` wrote, every key of it, and the hash of the word table."""
     who = f"PyramidTokenizer: {path}"
@@ -334,43 +402,10 @@ def _read_config(path: Path) -> tuple[TokenizerConfig, str | None]:
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{who}: {error}") from None
     for kind, part in ((TokenizerConfig, values), *((LevelConfig, level) for level in values.get("levels", ()))):
-        missing = [field.name for field in dataclasses.fields(kind) if field.name not in part]
+        missing = [field.name for field in dataclasses.fields(kind) if field.name not in part.keys() | _LATER_KEYS]
         if missing:
             raise ValueError(f"{who}: expected every key of {kind.__name__}, found no {', '.join(missing)}")
     return config, table_hash
-
-
-def load_weights(module: nn.Module, weights: dict[str, Tensor], who: str) -> None:
-    """Copy all weights into a module, cast to its dtypes. Raises ValueError, naming `who`, where they don't fit."""
-    own = module.state_dict()
-    missing, unexpected = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-    shapes = [name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape]
-    for what, names in (("are missing", missing), ("are unknown", unexpected), ("have another shape", shapes)):
-        if names:
-            raise ValueError(f"{who}: weights don't fit the config: {len(names)} {what}, the first {names[0]}")
-    module.load_state_dict(weights)
-
-
-def model_folder(model: str | Path) -> Path:
-    """The local folder of a model: itself, or the download of a hub id such as "name/model".
-
-    Raises FileNotFoundError if there is neither a folder with a config.json nor such a hub id within reach.
-    """
-    folder = Path(model)
-    if (folder / "config.json").is_file():
-        return folder
-    if not folder.exists() and str(model).count("/") == 1:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-        try:
-            return Path(snapshot_download(str(model)))
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise FileNotFoundError(
-                f"model {model}: found no such folder, and no such model on the hub: {reason}"
-            ) from None
-    raise FileNotFoundError(f"model {model}: expected a folder with config.json, found none")
 
 
 def _video_shape(video: Tensor) -> tuple[int, int, int, int]:

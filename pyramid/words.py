@@ -4,14 +4,14 @@ SPAE (2306.17842) quantizes to the input embeddings of a language model. Here a 
 embedding of that word alone, in the space in which a sentence model places captions: there the mean of a few words
 comes close to a caption (docs/decisions.md). The table is centred and reduced by principal components; the constants
 and a hash are stored with it, so that ids keep their meaning. Embeddings are frozen: what is trained is the projection
-between latents and this space (`quantize/words.py`).
+between latents and this space (`quantize/words.py`). How a table is made: `vocabulary.py`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ FORMAT_VERSION = 1
 DEFAULT_TABLE = Path(__file__).parent / "assets" / "words.safetensors"
 
 # Words that carry no picture: function words and what captions say of themselves.
-_STOP_WORDS = frozenset(
+STOP_WORDS = frozenset(
     "a an the this that these those and or but of in on at to from with by for as into onto over under near is are was"
     " were be been being it its his her their there then than so very while when who which what"
     " moves move moving goes going drifts drifting background scene video clip image picture shows showing".split()
@@ -88,20 +88,31 @@ class WordTable:
     def content_ids(self, caption: str) -> list[int]:
         """Ids of the distinct content words of a caption that the table knows, in order of appearance."""
         ids = self.__dict__["_ids"]
-        found = dict.fromkeys(re.findall(r"[a-z]+", caption.lower()))
-        return [ids[word] for word in found if word in ids and word not in _STOP_WORDS]
+        return [ids[word] for word in content_words(caption) if word in ids]
+
+    def place(self, sentences: Tensor) -> Tensor:
+        """Sentence embeddings (N, S) of the text model that the table was made with, in the table's space: (N, E).
+        Raises ValueError for another S."""
+        if sentences.ndim != 2 or sentences.shape[1] != len(self.mean):
+            raise ValueError(
+                f"WordTable.place: expected sentence embeddings (N, {len(self.mean)}) of {self.source}, "
+                f"got {tuple(sentences.shape)}"
+            )
+        return (sentences.double() - self.mean.double()).float() @ self.basis
 
     def save(self, path: str | Path) -> None:
         """Write as safetensors, at once or not at all; exact, as embeddings and basis are half precision already."""
         tensors = {"embeddings": self.embeddings.half(), "mean": self.mean.float(), "basis": self.basis.half()}
         tensors["words"] = torch.frombuffer(bytearray("\n".join(self.words).encode()), dtype=torch.uint8)
         metadata = {"format": "pyramid.words", "version": str(FORMAT_VERSION), "source": self.source}
+        metadata["hash"] = self.hash
         with replacing(path) as part:
             save_file({name: t.contiguous() for name, t in tensors.items()}, part, metadata=metadata)
 
     @staticmethod
     def load(path: str | Path = DEFAULT_TABLE) -> WordTable:
-        """Read a table that `save` wrote. Raises FileNotFoundError, or ValueError for another format or version."""
+        """Read a table that `save` wrote. Raises FileNotFoundError, or ValueError for another format or version, or
+        words and embeddings that don't have the hash stored with them."""
         if not Path(path).is_file():
             raise FileNotFoundError(f"WordTable.load: expected a word table, found no file {path}")
         try:
@@ -112,39 +123,15 @@ class WordTable:
                     raise ValueError(f"expected pyramid.words version {FORMAT_VERSION}, got {found}")
                 words = bytes(file.get_tensor("words").numpy()).decode().split("\n")
                 embeddings, mean, basis = (file.get_tensor(name).float() for name in ("embeddings", "mean", "basis"))
-                return WordTable(tuple(words), embeddings, mean, basis, metadata.get("source", "unknown"))
+                table = WordTable(tuple(words), embeddings, mean, basis, metadata.get("source", "unknown"))
+                stored = metadata.get("hash", table.hash)  # the first tables were saved without
+                if stored != table.hash:
+                    raise ValueError(f"expected words and embeddings with the stored hash {stored}, got {table.hash}")
+                return table
         except (SafetensorError, ValueError) as error:
             raise ValueError(f"WordTable.load: {path}: {error}") from None
 
 
-def build_word_table(
-    model: str | Path, *, num_words: int = 4096, dim: int = 96, extra: Iterable[str] = (), device: str = "cpu"
-) -> WordTable:
-    """Embed whole words with a transformers text encoder (mean of the last hidden states over the tokens, unit
-    length: the sentence-transformers convention) and reduce them to `dim` principal components.
-
-    `model`: local folder or hub id. The words are `extra` (for example the words of the captions to come) and then the
-    first whole alphabetic words of the model's vocabulary, to `num_words` in all.
-    """
-    from transformers import AutoModel, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    encoder = AutoModel.from_pretrained(model).to(device).eval()
-    by_id = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    whole = [word for word, _ in by_id if re.fullmatch(r"[a-z]{2,}", word)]
-    words = list(dict.fromkeys([*extra, *whole]))[:num_words]
-    rows = []
-    with torch.inference_mode():
-        for start in range(0, len(words), 256):
-            batch = tokenizer(words[start : start + 256], padding=True, return_tensors="pt").to(device)
-            hidden = encoder(**batch).last_hidden_state
-            mask = batch["attention_mask"][..., None]
-            rows.append(torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1))
-    sentence = torch.cat(rows).double().cpu()
-    mean = sentence.mean(dim=0)
-    _, _, components = torch.linalg.svd(sentence - mean, full_matrices=False)
-    basis = components[:dim].T
-    embeddings = (sentence - mean) @ basis
-    scale = embeddings.square().sum(dim=1).mean().rsqrt()
-    basis = basis * scale
-    return WordTable(tuple(words), embeddings * scale, mean.float(), basis, Path(model).name)
+def content_words(caption: str) -> list[str]:
+    """The distinct words of a caption in lower case, in order of appearance, without those that carry no picture."""
+    return [word for word in dict.fromkeys(re.findall(r"[a-z]+", caption.lower())) if word not in STOP_WORDS]

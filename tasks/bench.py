@@ -1,4 +1,4 @@
-"""`pyramid bench`: our kernels beside what one would call otherwise, timed side by side in one run."""
+"""`pyramid bench`: our kernels beside what one would call otherwise, and the tokenizer, timed in one run."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ from typing import Annotated
 
 import typer
 
-from tasks.console import DONE, Console
+from tasks.console import DONE, Console, to_json
 from tasks.options import Device, Json, Overwrite, check_device
 
-app = typer.Typer(help="Time our kernels beside their alternatives.", no_args_is_help=True)
+app = typer.Typer(help="Time our kernels, and the tokenizer, beside their alternatives.", no_args_is_help=True)
 
-
-@app.callback()
-def _bench() -> None:
-    """Keeps `ops` a word of its own while it is the only benchmark."""
+Files = Annotated[Path | None, typer.Option("--out", "-o", help="Write OUT.txt and OUT.json too.", show_default=False)]
 
 
 @app.command()
@@ -25,9 +22,7 @@ def ops(
         typer.Option("--op", help="Only this op, or tokenizer_step, lm_step; repeat for more.", show_default=False),
     ] = None,
     device: Device = "cpu",
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Write OUT.txt and OUT.json too.", show_default=False)
-    ] = None,
+    out: Files = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> int:
@@ -41,9 +36,7 @@ def ops(
         unknown = [name for name in op or () if name not in known]
         if unknown:
             raise ValueError(f"--op: expected some of {', '.join(known)}, got {unknown[0]!r}")
-        taken = [path for path in _files(out) if path.exists()]
-        if taken and not overwrite:
-            raise FileExistsError(f"{taken[0]}: exists already; give another --out, or --overwrite")
+        _claim(out, overwrite)
         say = console.note if as_json else (lambda text: console.emit({}, text))
         report = bench.Report(device, console.emit, say)
         for case in cases:
@@ -51,6 +44,58 @@ def ops(
                 report.add(result)
         report.close(out)
     return DONE
+
+
+@app.command()
+def tokenizer(
+    config: Annotated[
+        str, typer.Option("--config", "-c", help="A shipped preset or a YAML file, with random weights.")
+    ] = "base",
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="A model folder instead.", show_default=False)
+    ] = None,
+    device: Device = "cpu",
+    out: Files = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> int:
+    """Frames a second of encoding and decoding, memory, and how both grow with a clip's length and size.
+
+    Beside the recorded figures of other tokenizers of the same stride.
+    """
+    with Console("bench tokenizer", as_json, writes=out is not None) as console:
+        from pyramid.train import TrainTokenizerConfig
+        from tasks import tokenizer_speed
+        from tasks.models import load_tokenizer
+        from tasks.train import read_config
+
+        _claim(out, overwrite)
+        check_device(device)
+        if model is not None:
+            timed, name = load_tokenizer(model, device), Path(model).name
+        else:
+            timed = tokenizer_speed.random_tokenizer(
+                read_config(TrainTokenizerConfig, "pyramid", [config], None).model, device
+            )
+            name = Path(config).stem
+        lines, rows = tokenizer_speed.header(timed, name), []
+        for line in lines:
+            (console.note if as_json else (lambda text: console.emit({}, text)))(line)
+        for row in tokenizer_speed.rows(timed, name):
+            rows.append(row)
+            lines.append(tokenizer_speed.line(row))
+            console.emit(row, lines[-1])
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            for path, text in zip(_files(out), ("\n".join(lines), to_json(rows, indent=1)), strict=True):
+                path.write_text(text + "\n", encoding="utf8")
+    return DONE
+
+
+def _claim(out: Path | None, overwrite: bool) -> None:
+    taken = [path for path in _files(out) if path.exists()]
+    if taken and not overwrite:
+        raise FileExistsError(f"{taken[0]}: exists already; give another --out, or --overwrite")
 
 
 def _files(out: Path | None) -> list[Path]:

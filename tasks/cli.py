@@ -11,7 +11,7 @@ import traceback
 
 import typer
 
-from tasks import bench, caption, data, doctor, generate, info, quickstart, reconstruct, train
+from tasks import bench, caption, data, doctor, evaluate, generate, info, quickstart, reconstruct, train, words
 from tasks.console import DONE, OUR_FAULT, USER_CAN_MEND, one_line, user_can_mend
 
 app = typer.Typer(
@@ -25,10 +25,12 @@ app = typer.Typer(
 app.add_typer(train.app, name="train")
 app.command()(reconstruct.reconstruct)
 app.command()(caption.caption)
+app.command()(words.words)
 app.command()(generate.generate)
 app.command()(info.info)
 app.command()(doctor.doctor)
 app.add_typer(data.app, name="data")
+app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(bench.app, name="bench")
 app.command()(quickstart.quickstart)
 

@@ -75,6 +75,7 @@ class Console:
 
     def __init__(self, verb: str, as_json: bool = False, writes: bool = False) -> None:
         self.verb, self.as_json, self.writes = verb, as_json, writes
+        self.quiet = False  # where another process of the same run speaks
         self._stack = contextlib.ExitStack()
         self._out: TextIO = sys.stdout
 
@@ -102,6 +103,8 @@ class Console:
     def _print(self, line: str, file: TextIO) -> None:
         """Where nobody reads on, as in `pyramid ... | head`, a verb that `writes` files goes on in silence; another
         ends, and well: raises typer.Exit."""
+        if self.quiet:
+            return
         try:
             print(line, file=file, flush=True)
         except BrokenPipeError:

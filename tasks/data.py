@@ -1,4 +1,4 @@
-"""`pyramid data`: sets of clips made from other things, as folders that training and evaluation read.
+"""`pyramid data`: what training reads, made from other things: folders of clips, and word tables (`word_table.py`).
 
 `omniglot`: handwriting. OUT/train and OUT/val hold a clip a drawing (or several, `--variants`), OUT/metadata.jsonl a
 line a clip: the fields that `pyramid.data.folder` reads, and beside them what is known about the drawing. Clips are
@@ -26,6 +26,7 @@ from zipfile import ZipFile
 
 import typer
 
+from tasks import word_table
 from tasks.console import DONE, USER_CAN_MEND, Console, one_line
 from tasks.files import claim_folder
 from tasks.options import Json, Out, Overwrite, Seed, parse_size
@@ -34,16 +35,12 @@ if TYPE_CHECKING:
     from pyramid.data.ink import InkConfig
     from pyramid.data.omniglot import Drawing
 
-app = typer.Typer(help="Make folders of clips to train on and to evaluate with.", no_args_is_help=True)
+app = typer.Typer(help="Make what training reads: folders of clips, and word tables.", no_args_is_help=True)
+app.command()(word_table.words)
 
 _METADATA = "metadata.jsonl"
 _BATCH = 16  # drawings a call of a worker
 _WORTH_A_WORKER = 500  # clips: a process takes seconds to start, and renders some hundred a second
-
-
-@app.callback()
-def _data() -> None:
-    """Keeps `omniglot` a word of its own while it is the only set."""
 
 
 @app.command()

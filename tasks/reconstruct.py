@@ -45,6 +45,10 @@ def reconstruct(
     max_side: Annotated[
         int | None, typer.Option(min=1, help="Shrink clips to this longer side first.", show_default=False)
     ] = None,
+    tile: Annotated[
+        int | None,
+        typer.Option(min=1, help="Work on frames in tiles of so many pixels a side: less memory.", show_default=False),
+    ] = None,
     overwrite: Overwrite = False,
     device: Device = "cpu",
     as_json: Json = False,
@@ -63,7 +67,7 @@ def reconstruct(
         claim((name for names in files.values() for name in names.values()), overwrite, inputs=paths)
 
         def work(path: Path) -> None:
-            for record in reconstruct_file(tokenizer, path, files[path], console, overwrite, max_side):
+            for record in reconstruct_file(tokenizer, path, files[path], console, overwrite, max_side, tile):
                 console.emit(record, _line(record))
 
         return console.each(paths, work)
@@ -100,6 +104,7 @@ def reconstruct_file(
     console: Console,
     overwrite: bool = False,
     max_side: int | None = None,
+    tile: int | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Write the reconstruction of one clip at every detail in `files`; yields a record a detail.
 
@@ -127,7 +132,7 @@ def reconstruct_file(
     chunks = console.track(chunks, path.name, _num_chunks(tokenizer, info.frames))
     with contextlib.ExitStack() as stack:
         writers: dict[int, VideoWriter] = {}
-        for original, tokens, decoded in _roundtrip(tokenizer, chunks, list(files)):
+        for original, tokens, decoded in _roundtrip(tokenizer, chunks, list(files), tile):
             for k, file in files.items() if not sheet and not writers else ():
                 file.parent.mkdir(parents=True, exist_ok=True)
                 writers[k] = stack.enter_context(VideoWriter(file, fps=rate, overwrite=overwrite))
@@ -178,12 +183,12 @@ def _num_chunks(tokenizer: PyramidTokenizer, frames: int | None) -> int | None:
 
 
 def _roundtrip(
-    tokenizer: PyramidTokenizer, chunks: Iterator[Tensor], details: list[int]
+    tokenizer: PyramidTokenizer, chunks: Iterator[Tensor], details: list[int], tile: int | None
 ) -> Iterator[tuple[Tensor, TokenPyramid, dict[int, Tensor]]]:
     """(chunk, its tokens, its reconstruction at each detail) in step: `tee` holds one chunk at a time."""
     originals, to_encode = tee(chunks)
-    parts, *copies = tee(tokenizer.encode_stream(to_encode, max(details)), len(details) + 1)
-    streams = [tokenizer.decode_stream(copy, k) for copy, k in zip(copies, details, strict=True)]
+    parts, *copies = tee(tokenizer.encode_stream(to_encode, max(details), tile=tile), len(details) + 1)
+    streams = [tokenizer.decode_stream(copy, k, tile=tile) for copy, k in zip(copies, details, strict=True)]
     for original, tokens, *decoded in zip(originals, parts, *streams, strict=True):
         yield original, tokens, dict(zip(details, decoded, strict=True))
 
@@ -191,8 +196,9 @@ def _roundtrip(
 def _count(
     score: _Score, tokenizer: PyramidTokenizer, tokens: TokenPyramid, k: int, source: np.ndarray, frames: np.ndarray
 ) -> None:
-    difference = source.astype("int32") - frames
-    score.squared_error += float((difference * difference).sum(dtype="int64"))
+    for original, frame in zip(source, frames, strict=True):  # one by one: a chunk of large ones takes much memory
+        difference = original.astype("int32") - frame
+        score.squared_error += float((difference * difference).sum(dtype="int64"))
     score.values += source.size
     score.frames += len(source)
     score.tokens += tokens.num_tokens(k)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.resources
+import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -28,6 +30,11 @@ Configs = Annotated[
 ]
 PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the whole config as YAML, and stop.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")]
+Gates = Annotated[bool, typer.Option("--gates", help="Learn one clip and sixteen by heart first; stop if that fails.")]
+Check = Annotated[
+    bool, typer.Option("--check", help="The gates and the forecast alone; nothing is trained or written.")
+]
+ForecastOnly = Annotated[bool, typer.Option("--forecast", help="The forecast alone, from a few real steps.")]
 Seed = Annotated[
     int | None, typer.Option("--seed", min=0, max=MAX_SEED, help="Short for run.seed=N.", show_default=False)
 ]
@@ -44,6 +51,9 @@ def tokenizer(
     out: Out = Path("runs/tokenizer"),
     overwrite: Overwrite = False,
     resume: Resume = False,
+    gates: Gates = False,
+    check: Check = False,
+    forecast: ForecastOnly = False,
     seed: Seed = None,
     device: Device = None,
     as_json: Json = False,
@@ -52,8 +62,19 @@ def tokenizer(
     from pyramid.train import TrainTokenizerConfig, train_tokenizer
 
     with Console("train tokenizer", as_json, writes=True) as console:
+        console.quiet = _rank() > 0
         cfg = read_config(TrainTokenizerConfig, "pyramid", config, overrides, seed, device, out if resume else None)
-        return _run(console, cfg, train_tokenizer, out, overwrite, print_config, resume)
+        if print_config:
+            return _print(console, cfg)
+        if not (resume or check or forecast):
+            _claim(cfg, out, overwrite)
+        quiet_lightning()
+        if gates or check:
+            _gates(console, cfg)
+        if check or forecast:
+            _forecast(console, _measure(cfg))
+            return DONE
+        return _run(console, cfg, train_tokenizer, out, resume)
 
 
 @app.command()
@@ -73,11 +94,17 @@ def lm(
     from tasks.models import part_of
 
     with Console("train lm", as_json, writes=True) as console:
+        console.quiet = _rank() > 0
         cfg = read_config(TrainLMConfig, "lm", config, overrides, seed, device, out if resume else None)
         if not cfg.tokenizer:
             cfg = dataclasses.replace(cfg, tokenizer=str(part_of(None, "tokenizer")))
             console.note("train lm: over the shipped tokenizer; another is chosen by tokenizer=FOLDER")
-        return _run(console, cfg, train_lm, out, overwrite, print_config, resume)
+        if print_config:
+            return _print(console, cfg)
+        if not resume:
+            _claim(cfg, out, overwrite)
+        quiet_lightning()
+        return _run(console, cfg, train_lm, out, resume)
 
 
 def read_config(
@@ -117,22 +144,54 @@ def config_path(name: str, package: str) -> Path:
     )
 
 
-def _run(
-    console: Console, cfg: Any, train: Callable[..., Any], out: Path, overwrite: bool, print_config: bool, resume: bool
-) -> int:
+def _print(console: Console, cfg: Any) -> int:
     from pyramid.config import to_dict, to_yaml
 
-    if print_config:
-        console.emit(to_dict(cfg), to_yaml(cfg).rstrip())
-        return DONE
-    if not resume:
-        read = (cfg.data.path, cfg.initialize, getattr(cfg, "tokenizer", None))
-        claim_folder(out, overwrite, inputs=[Path(name) for name in read if name])
+    console.emit(to_dict(cfg), to_yaml(cfg).rstrip())
+    return DONE
+
+
+def _rank() -> int:
+    """Of this process in a torchrun; 0 without."""
+    return int(os.environ.get("RANK", 0))
+
+
+def _claim(cfg: Any, out: Path, overwrite: bool) -> None:
+    if _rank() > 0:  # the first process does it for all
+        return
+    read = (cfg.data.path, cfg.initialize, getattr(cfg, "tokenizer", None))
+    claim_folder(out, overwrite, inputs=[Path(name) for name in read if name])
+
+
+def _gates(console: Console, cfg: Any) -> None:
+    """Raises GateError, which ends the verb with one line, at the first gate that is not passed."""
+    from pyramid.train import check_gates
+
+    def report(gate: Any) -> None:
+        console.emit({"gate": gate.name, "passed": True, "found": gate.found})
+        console.note(f"{console.verb}: {gate.sentence()}")
+
+    check_gates(cfg, report)
+
+
+def _measure(cfg: Any) -> Any:
+    from pyramid.train import prepare
+    from pyramid.training import make_trainer
+    from pyramid.training_forecast import measure
+
+    return measure(*prepare(cfg), make_trainer)
+
+
+def _forecast(console: Console, forecast: Any) -> None:
+    console.emit({"forecast": dataclasses.asdict(forecast)})
+    console.note(f"{console.verb}: {forecast.sentence()}")
+
+
+def _run(console: Console, cfg: Any, train: Callable[..., Any], out: Path, resume: bool) -> int:
     from tasks.training_progress import TrainingProgress
 
-    quiet_lightning()
     progress = TrainingProgress(console, console.verb)
-    train(cfg, out, callbacks=[progress], resume=resume)
+    train(cfg, out, callbacks=[progress], resume=resume, forecast=partial(_forecast, console))
     last = progress.history[-1] if progress.history else {}
     console.emit({"out": str(out), **last}, f"{out}: trained in {last.get('seconds', 0):.0f} s")
     return DONE

@@ -27,7 +27,7 @@ class TrainingProgress(Callback):
 
     def on_fit_start(self, trainer: Any, module: Any) -> None:
         self._begin = self._last = time.monotonic()
-        self._share = module.schedule.progress(module)  # done before this start, when a run is resumed
+        self._share = module.schedule.progress(module.step)  # done before this start, when a run is resumed
         count = sum(p.numel() for p in module.parameters() if p.requires_grad)
         self.console.note(f"{self.what}: {count / 1e6:.2f} M trained parameters on {module.device}, {_length(module)}")
         if sys.stderr.isatty():
@@ -61,16 +61,16 @@ class TrainingProgress(Callback):
 
     def _report(self, trainer: Any, module: Any, seconds: float) -> None:
         values = {name: round(float(value), 5) for name, value in trainer.logged_metrics.items()}
-        share = module.schedule.progress(module)
-        record = {"step": trainer.global_step, "progress": round(share, 4), "seconds": round(seconds, 1), **values}
+        share = module.schedule.progress(module.step)
+        record = {"step": module.step, "progress": round(share, 4), "seconds": round(seconds, 1), **values}
         self.history.append(record)
         shown = _shown(values)
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=share, values=f"step {trainer.global_step} {shown}")
+            self._bar.update(self._bar.task_ids[0], completed=share, values=f"step {module.step} {shown}")
         else:
             done = share - self._share
             left = f", {seconds * (1 - share) / done:.0f} s left" if done > 0.01 and share < 1 else ""
-            self.console.note(f"{self.what}: step {trainer.global_step}, {share:.0%} in {seconds:.0f} s{left}  {shown}")
+            self.console.note(f"{self.what}: step {module.step}, {share:.0%} in {seconds:.0f} s{left}  {shown}")
         self.console.emit(record)
 
 

@@ -124,13 +124,13 @@ def _step(module: TrainingModule, batch: dict, device: torch.device) -> Callable
     batch = module.transfer_batch_to_device(batch, device, 0)
     for name in ("log", "log_dict"):  # there is no trainer to log to
         setattr(module, name, lambda *args, **kwargs: None)
-    optimizer: torch.optim.Optimizer = module.configure_optimizers()["optimizer"]
+    optimizer: torch.optim.Optimizer = module.configure_optimizers()[0]
 
     def step() -> float:
         torch.manual_seed(0)
         optimizer.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
-            loss: Any = module.training_step(batch, 0)
+            loss: Any = module.objective(batch)
         loss.backward()
         optimizer.step()
         return loss.item()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning
@@ -41,36 +41,60 @@ def _batch(name: str, values: list) -> Tensor | list:
     return values
 
 
-class EpochSampler(Sampler[int]):
-    """Indices in an order that depends on (seed, epoch) alone; tells the data set the epoch (`set_epoch`).
+class EpochBatches(Sampler[list[int]]):
+    """Lists of indices: the batches of one epoch, then those of the next. They depend on (seed, epoch) alone; the data
+    set is told the epoch (`set_epoch`).
 
-    Lightning calls `set_epoch` before each epoch; without Lightning each pass moves one epoch on.
+    `position`: asked at the start of each pass how many batches have been had so far, over all epochs; the pass goes on
+    there, so that a run which is resumed sees what it would have seen. Without it each pass is the next epoch.
+
+    `rank` of `num_ranks` gets its share of each joint batch of `batch_size * num_ranks` indices: every num_ranks-th.
+    With `drop_last` an incomplete joint batch is left out where there is a complete one; without, ranks whose share is
+    short are given indices from the start.
     """
 
-    def __init__(self, dataset: Dataset, seed: int, shuffle: bool, epoch: int = 0):
-        self.dataset, self.seed, self.shuffle, self.epoch = dataset, seed, shuffle, epoch
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        seed: int,
+        shuffle: bool,
+        *,
+        drop_last: bool = False,
+        rank: int = 0,
+        num_ranks: int = 1,
+        position: Callable[[], int] | None = None,
+    ):
+        self.dataset, self.batch_size, self.seed, self.shuffle = dataset, batch_size, seed, shuffle
+        self.rank, self.num_ranks, self._position, self._epoch = rank, num_ranks, position, 0
+        self._joint = batch_size * num_ranks
+        self._size = len(dataset)  # type: ignore[arg-type]  # map-style sets have a length
+        self._drop_last = drop_last and self._size >= self._joint
 
     def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]  # map-style sets have a length
+        return self._size // self._joint if self._drop_last else -(-self._size // self._joint)
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        epoch, self.epoch = self.epoch, self.epoch + 1
+    def __iter__(self) -> Iterator[list[int]]:
+        position = self._epoch * len(self) if self._position is None else self._position()
+        epoch, done = divmod(position, len(self))
+        self._epoch = epoch + 1
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)
-        if not self.shuffle:
-            return iter(range(len(self)))
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        return iter(torch.randperm(len(self), generator=generator).tolist())
+        order = list(range(self._size))
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            order = torch.randperm(self._size, generator=generator).tolist()
+        order += order[: -self._size % self.num_ranks]
+        for batch in range(done, len(self)):
+            yield order[batch * self._joint : (batch + 1) * self._joint][self.rank :: self.num_ranks]
 
 
 class ClipData(lightning.LightningDataModule):
     """Loaders over a training and a validation set whose items are dicts with `video` and `caption`.
 
     Batches are what `collate_clips` makes. Training is shuffled by (seed, epoch) and drops an incomplete last batch
-    where there is a complete one; validation is in order and keeps it. Lightning shares the indices among ranks.
+    where there is a complete one; validation is in order and keeps it. Ranks share them (`EpochBatches`). A module in
+    training that counts its steps in `step` goes on at its step.
 
     Args:
         train, val: map-style or iterable data sets; `val` may be None.
@@ -107,14 +131,24 @@ class ClipData(lightning.LightningDataModule):
 
     def _loader(self, dataset: Dataset, training: bool) -> DataLoader:
         options: dict[str, Any] = {
-            "batch_size": self.batch_size,
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
             "collate_fn": collate_clips,
             "generator": torch.Generator().manual_seed(self.seed),
         }
         if isinstance(dataset, IterableDataset):
-            return DataLoader(dataset, **options)
-        epoch = self.trainer.current_epoch if self.trainer is not None else 0
-        sampler = EpochSampler(dataset, self.seed, shuffle=training, epoch=epoch)
-        return DataLoader(dataset, sampler=sampler, drop_last=training and len(sampler) >= self.batch_size, **options)
+            return DataLoader(dataset, batch_size=self.batch_size, **options)
+        trainer = self.trainer
+        module = trainer.lightning_module if trainer is not None else None
+        counts = training and hasattr(module, "step")
+        batches = EpochBatches(
+            dataset,
+            self.batch_size,
+            self.seed,
+            shuffle=training,
+            drop_last=training,
+            rank=trainer.global_rank if trainer is not None else 0,
+            num_ranks=trainer.world_size if trainer is not None else 1,
+            position=(lambda: module.step) if counts else (None if training else lambda: 0),
+        )
+        return DataLoader(dataset, batch_sampler=batches, **options)

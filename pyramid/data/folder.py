@@ -20,8 +20,8 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +43,13 @@ CROPS = ("random", "center", "start")
 
 @dataclass(frozen=True)
 class Clip:
-    """One line of a data set."""
+    """One line of a data set; `fields`: all that its line of metadata holds."""
 
     path: Path
     caption: str = ""
     label: str | int | None = None
     split: str | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 def find_clips(root: str | os.PathLike) -> list[Clip]:
@@ -126,7 +127,7 @@ def _clip_of(line: str, path: Path, number: int) -> Clip:
         raise ValueError(f'{where}: expected "label" to be a string or an integer, got {type(label).__name__}')
     if not isinstance(split, str | None):
         raise ValueError(f'{where}: expected "split" to be a string, got {type(split).__name__}')
-    return Clip(path.parent / name, caption or "", label, split)
+    return Clip(path.parent / name, caption or "", label, split, row)
 
 
 class FolderDataset(Dataset):
@@ -143,6 +144,7 @@ class FolderDataset(Dataset):
         split: which split; None for all.
         metadata: a JSON-lines file, instead of `metadata.jsonl`.
         crop: "random", "center" or "start"; by default random unless `split` is something other than "train".
+        clips: these clips, in the place of those that `root` and its metadata name.
         seed: of the random crops.
 
     Raises:
@@ -163,6 +165,7 @@ class FolderDataset(Dataset):
         metadata: str | os.PathLike | None = None,
         crop: str | None = None,
         seed: int = 0,
+        clips: Sequence[Clip] | None = None,
     ):
         crop = crop or ("random" if split in (None, "train") else "center")
         check_size("FolderDataset", size, fit)
@@ -176,7 +179,7 @@ class FolderDataset(Dataset):
             raise ValueError(f"FolderDataset: crop must be one of {', '.join(CROPS)}, got {crop!r}")
         self.root, self.split, self.num_frames, self.size = Path(root), split, num_frames, tuple(size)
         self.fps, self.fit, self.policy, self.crop, self.seed = fps, fit, policy, crop, seed
-        self.clips = self._list(metadata)
+        self.clips = self._list(metadata) if clips is None else list(clips)
         self._share()
         self._lengths: dict[Path, tuple[float, float]] = {}  # (seconds, fps) by header, of the clips seen so far
 

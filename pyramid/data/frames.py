@@ -155,11 +155,17 @@ def _iter_frames(path, fps, size, fit, max_frames, start) -> Iterator[np.ndarray
         clock = _Clock(container, stream, faults, seek_to=start)
         picked = sample_times(clock, None if clock.picture else fps, start, clock.slack)
         given, last, array = 0, None, np.empty((0, 0, 3), np.uint8)
+        turns: dict[float, tuple[bool, bool, bool]] = {}
         for frame in picked:
             if frame is not last:  # a repeated frame is converted once
-                last, array = frame, _to_rgb(frame)
+                # A frame asked for its side data is held by it, pixels and all, until Python collects garbage: only the
+                # first of each rotation is asked.
+                if frame.rotation not in turns:
+                    turns[frame.rotation] = _turn_of(frame)
+                turn = turns[frame.rotation]
+                last, array = frame, _to_rgb(frame, turn)
                 if size is not None:
-                    turned = _turn_of(frame)[0]
+                    turned = turn[0]
                     array = resize_frame(array, size, fit, pixel_aspect=pixel_aspect(stream, turned))
                 elif clock.shape is not None and array.shape != clock.shape:
                     array = resize_frame(array, clock.shape[:2], "stretch")
@@ -241,15 +247,15 @@ def _decoded(container, stream, faults: _Faults) -> Iterator[av.VideoFrame]:
             return
 
 
-def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
-    """uint8 (H, W, 3) as displayed: alpha over black, display matrix applied."""
+def _to_rgb(frame: av.VideoFrame, turn: tuple[bool, bool, bool]) -> np.ndarray:
+    """uint8 (H, W, 3) as displayed: alpha over black, turned and mirrored (`_turn_of`)."""
     has_alpha = frame.format.has_palette or any(component.is_alpha for component in frame.format.components)
     kind = "rgba" if has_alpha else "rgb24"
     array = frame.to_ndarray(format=kind, interpolation=ACCURATE, threads=1)
     if has_alpha:
         colour, alpha = array[..., :3], array[..., 3:].astype(np.uint16)
         array = ((colour * alpha + 127) // 255).astype(np.uint8)
-    turned, flip_x, flip_y = _turn_of(frame)
+    turned, flip_x, flip_y = turn
     array = array.swapaxes(0, 1) if turned else array
     array = array[:, ::-1] if flip_x else array
     array = array[::-1] if flip_y else array

@@ -21,7 +21,9 @@ class DataConfig:
     """`source` "shapes": the procedural world, `preset` "mini" or "full"; "folder": the clips under `path`, with
     captions from `metadata` (default: metadata.jsonl in the folder), broken ones by `policy`. `num_clips`: of the
     training split of shapes; `num_val`: clips held out for validation; `recoded`: share of the training clips of shapes
-    that the encoder sees as a video codec leaves them (`recode.py`); those of a folder were files already."""
+    that the encoder sees as a video codec leaves them (`recode.py`); those of a folder were files already;
+    `image_share`: share of the steps of a tokenizer's training on one frame of each clip, which is an image. Stills
+    among the clips of a folder are clips that stand still."""
 
     source: Literal["shapes", "folder"] = "shapes"
     preset: str = "mini"
@@ -29,6 +31,7 @@ class DataConfig:
     num_clips: int = 1 << 20
     num_val: int = 128
     recoded: float = 0.0
+    image_share: float = 0.0
     path: str | None = None
     metadata: str | None = None
     fit: Literal["crop", "pad", "stretch"] = "crop"
@@ -37,8 +40,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.source == "folder" and self.path is None:
             raise ValueError("path: a folder of clips is needed for source=folder, got none")
-        if not 0 <= self.recoded <= 1:
-            raise ValueError(f"recoded: expected a share from 0 to 1, got {self.recoded}")
+        for name in ("recoded", "image_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: expected a share from 0 to 1, got {getattr(self, name)}")
         for name in ("num_clips", "num_val"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")

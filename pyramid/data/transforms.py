@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 FITS = ("crop", "pad", "stretch")
+RESIZE_FILTER = "bicubic, anti-aliased (Pillow)"  # what `resize_frame` resamples with
 
 Item = TypeVar("Item")
 

@@ -7,11 +7,35 @@ after its state gives what the whole clip gives.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
+Gelu = Literal["tanh", "erf"]
+
 # The past of one temporal convolution: the last `kernel - 1` latent frames it saw, (B, kernel - 1, H, W, C).
 State = list[Tensor]
+
+
+def stack_states(states: Sequence[State]) -> State:
+    """The states of streams as that of one batch, in this order: streams of one frame size advance in one pass,
+    wherever each of them is. Raises ValueError for none, and for states that are not of one network and frame size."""
+    if not states:
+        raise ValueError("stack_states: expected the state of at least one stream, got none")
+    shapes = [[tuple(past.shape[1:]) for past in state] for state in states]
+    if any(shape != shapes[0] for shape in shapes):
+        other = next(shape for shape in shapes if shape != shapes[0])
+        raise ValueError(f"stack_states: expected states of one shape {shapes[0]}, got {other}")
+    return [torch.cat(pasts) for pasts in zip(*states, strict=True)]
+
+
+def split_state(state: State, sizes: int | Sequence[int] = 1) -> list[State]:
+    """The inverse of `stack_states`: `sizes` rows for each stream, or a number a stream where they differ."""
+    parts = [past.split(sizes if isinstance(sizes, int) else list(sizes)) for past in state]
+    return [list(pasts) for pasts in zip(*parts, strict=True)]
 
 
 class FrameConv(nn.Module):
@@ -26,25 +50,37 @@ class FrameConv(nn.Module):
         return out.permute(0, 2, 3, 1).unflatten(0, x.shape[:2])
 
 
+@dataclass(frozen=True)
+class BlockStyle:
+    """What the blocks of a network share. `kernel`: side of the depthwise convolutions; `expand`: hidden numbers of an
+    MLP for each of its inputs; `gelu`: "erf", exact, or its approximation "tanh", which takes five times as long on a
+    CPU (docs/experiments.md)."""
+
+    kernel: int = 3
+    expand: int = 2
+    gelu: Gelu = "tanh"
+
+
 class FeedForward(nn.Module):
-    def __init__(self, dim: int, expand: int) -> None:
+    def __init__(self, dim: int, style: BlockStyle) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.up = nn.Linear(dim, dim * expand)
-        self.down = nn.Linear(dim * expand, dim)
+        self.up = nn.Linear(dim, dim * style.expand)
+        self.gelu = nn.GELU("tanh" if style.gelu == "tanh" else "none")
+        self.down = nn.Linear(dim * style.expand, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.down(nn.functional.gelu(self.up(self.norm(x)), approximate="tanh"))
+        return x + self.down(self.gelu(self.up(self.norm(x))))
 
 
 class FrameBlock(nn.Module):
     """Spatial mixing by a depthwise convolution, channel mixing by an MLP (ConvNeXt, 2201.03545)."""
 
-    def __init__(self, dim: int, *, kernel: int = 3, expand: int = 2) -> None:
+    def __init__(self, dim: int, style: BlockStyle) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.conv = FrameConv(dim, dim, kernel, groups=dim)
-        self.mlp = FeedForward(dim, expand)
+        self.conv = FrameConv(dim, dim, style.kernel, groups=dim)
+        self.mlp = FeedForward(dim, style)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.mlp(x + self.conv(self.norm(x)))
@@ -64,20 +100,20 @@ class CausalTimeConv(nn.Module):
             past = x.new_zeros(x.shape[0], self.kernel - 1, *x.shape[2:])
         history = torch.cat([past.to(x.dtype), x], dim=1)
         windows = torch.cat([history[:, k : k + x.shape[1]] for k in range(self.kernel)], dim=-1)
-        return self.linear(windows), history[:, -(self.kernel - 1) :]
+        return self.linear(windows), history[:, x.shape[1] :].clone()  # a view would keep all of the history
 
 
 class LatentBlock(nn.Module):
     """Mixing at the latent's resolution: space (depthwise), the frame as a whole (mean), the past, channels."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, style: BlockStyle) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.space = FrameConv(dim, dim, groups=dim)
+        self.space = FrameConv(dim, dim, style.kernel, groups=dim)
         self.context = nn.Linear(dim, dim)
         self.time_norm = nn.LayerNorm(dim)
         self.time = CausalTimeConv(dim)
-        self.mlp = FeedForward(dim, 2)
+        self.mlp = FeedForward(dim, style)
 
     def forward(self, x: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
         y = self.norm(x)
@@ -89,9 +125,9 @@ class LatentBlock(nn.Module):
 class LatentStack(nn.Module):
     """Blocks in a row; their state is a list with one past a block."""
 
-    def __init__(self, dim: int, depth: int) -> None:
+    def __init__(self, dim: int, depth: int, style: BlockStyle) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(LatentBlock(dim) for _ in range(depth))
+        self.blocks = nn.ModuleList(LatentBlock(dim, style) for _ in range(depth))
 
     def forward(self, x: Tensor, state: State | None) -> tuple[Tensor, State]:
         new_state: State = []

@@ -6,44 +6,48 @@ so that a blurred prefix can be drawn as well as its information allows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
 
+import torch
 from torch import Tensor, nn
 
+from pyramid.nn.adaptive_norm import AdaptiveGroupNorm, frame_statistics
 from pyramid.nn.blocks import FrameBlock, FrameConv, LatentStack, State, depth_to_space
+from pyramid.nn.passes import Passes
+
+if TYPE_CHECKING:
+    from pyramid.tokenizer import TokenizerConfig
+
+Modulation = tuple[Tensor | None, Tensor]
 
 
 class Decoder(nn.Module):
-    """Arguments as `Encoder`; `num_levels`: details it can be told."""
+    """Of the shape that `config` says; it can be told as many details as there are levels, and one more."""
 
-    def __init__(
-        self,
-        patch: int,
-        channels: Sequence[int],
-        depths: Sequence[int],
-        time_stride: int,
-        dim: int,
-        depth: int,
-        latent_dim: int,
-        num_levels: int,
-    ) -> None:
+    def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
-        self.patch, self.time_stride = patch, time_stride
-        self.stem = nn.Linear(latent_dim, dim)
-        self.detail = nn.Embedding(num_levels + 1, dim)  # the last: an unquantized latent
-        self.latents = LatentStack(dim, depth)
-        self.group = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, time_stride * channels[-1]))
-        self.stages = nn.ModuleList()
-        for index in reversed(range(len(channels))):
-            width = channels[index]
-            blocks = [FrameBlock(width) for _ in range(depths[index])]
-            up = nn.Linear(width, 4 * channels[index - 1]) if index else FrameConv(width, 3 * patch * patch)
+        c, style = config, config.style
+        self.patch, self.time_stride, self.stride, self.rim = c.patch, c.time_stride, c.stride, c.rim
+        self.stem = nn.Linear(c.latent_dim, c.dim)
+        self.detail = nn.Embedding(c.num_levels + 1, c.dim)  # the last: an unquantized latent
+        self.latents = LatentStack(c.dim, c.depth, style)
+        self.group = nn.Sequential(nn.LayerNorm(c.dim), nn.Linear(c.dim, c.time_stride * c.channels[-1]))
+        self.stages, self.norms = nn.ModuleList(), nn.ModuleList()
+        for index in reversed(range(len(c.channels))):
+            width = c.channels[index]
+            blocks = [FrameBlock(width, style) for _ in range(c.depths[index])]
+            up = nn.Linear(width, 4 * c.channels[index - 1]) if index else FrameConv(width, 3 * c.patch * c.patch)
             self.stages.append(nn.Sequential(*blocks, up))
+            if c.adaptive_norm:
+                self.norms.append(AdaptiveGroupNorm(width, c.latent_dim))
 
-    def forward(self, latent: Tensor, detail: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+    def forward(
+        self, latent: Tensor, detail: Tensor, state: State | None = None, *, tile: int | None = None
+    ) -> tuple[Tensor, State]:
         """Latent (B, D, T', H', W') and details (B,) int64 from 1 -> pixel frames (B, 3, T, H, W), new state.
 
-        Without a state the first latent frame gives one frame, every other one `time_stride` frames.
+        Without a state the first latent frame gives one frame, every other one `time_stride` frames. `tile`: as
+        for `Passes`.
         """
         x = self.stem(latent.movedim(1, -1)) + self.detail(detail - 1)[:, None, None, None]
         starts = state is None
@@ -52,6 +56,35 @@ class Decoder(nn.Module):
         x = x.unflatten(-1, (self.time_stride, -1)).permute(0, 1, 4, 2, 3, 5).flatten(1, 2)
         if starts:
             x = x[:, self.time_stride - 1 :]
-        for index, stage in enumerate(self.stages, start=1):
-            x = depth_to_space(stage(x), 2 if index < len(self.stages) else self.patch)
+        passes = Passes((x.shape[2], x.shape[3]), self.stride, tile, self.rim)
+        modulations = self._modulations(x, latent, passes)
+        x = passes(lambda part, frames: self._alone(part, frames, modulations), x)
         return x.movedim(-1, 1), state
+
+    def _alone(self, x: Tensor, frames: slice, modulations: list[Modulation], num_stages: int | None = None) -> Tensor:
+        """The first stages (all by default) of frames alone, `frames` of those that the modulations are of."""
+        for index, stage in enumerate(list(self.stages)[:num_stages]):
+            if self.norms:
+                sums, statistics = modulations[index]
+                sums = self.norms[index].sums(x) if sums is None else sums[:, :, frames]
+                x = self.norms[index](x, sums, statistics[:, frames])
+            x = depth_to_space(stage(x), 2 if index < len(self.stages) - 1 else self.patch)
+        return x
+
+    def _modulations(self, x: Tensor, latent: Tensor, passes: Passes) -> list[Modulation]:
+        """What the norm of each stage goes by: the sums of the features it is given, None where a pass sees whole
+        frames and can take them itself, and the latent's statistics. In tiles, the sums of a stage need the stages
+        before it: a round over the tiles for each."""
+        if not self.norms:
+            return []
+        statistics = frame_statistics(latent).repeat_interleave(self.time_stride, dim=1)[:, -x.shape[1] :]
+        if passes.whole:
+            return [(None, statistics)] * len(self.norms)
+        done: list[Modulation] = []
+        for index, norm in enumerate(self.norms):
+            groups = cast(AdaptiveGroupNorm, norm).groups
+            sums = x.new_zeros((3, *x.shape[:2], groups), dtype=torch.float32)
+            for _, _, frames, y in passes.parts(lambda part, at, k=index: self._alone(part, at, done, k), x):
+                sums[:, :, frames] += norm.sums(y)
+            done.append((sums, statistics))
+        return done

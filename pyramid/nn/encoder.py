@@ -6,58 +6,58 @@ full by repeating its features, so that one weight set serves images and video.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from pyramid.nn.blocks import FrameBlock, FrameConv, LatentStack, State, space_to_depth
+from pyramid.nn.passes import Passes
+
+if TYPE_CHECKING:
+    from pyramid.tokenizer import TokenizerConfig
 
 
 class Encoder(nn.Module):
-    """`patch`: pixels a side that the first convolution takes as one cell, with their neighbours; `channels`: widths
-    there and after each further halving; `depths`: blocks at each width."""
+    """Of the shape that `config` says; see `TokenizerConfig`."""
 
-    def __init__(
-        self,
-        patch: int,
-        channels: Sequence[int],
-        depths: Sequence[int],
-        time_stride: int,
-        dim: int,
-        depth: int,
-        latent_dim: int,
-    ) -> None:
+    def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
-        self.patch, self.time_stride = patch, time_stride
-        stages: list[nn.Module] = [FrameConv(3 * patch * patch, channels[0]), nn.GELU()]
-        for index, (width, blocks) in enumerate(zip(channels, depths, strict=True)):
+        c, style = config, config.style
+        self.patch, self.time_stride, self.stride, self.rim = c.patch, c.time_stride, c.stride, c.rim
+        stages: list[nn.Module] = [FrameConv(3 * c.patch * c.patch, c.channels[0]), nn.GELU()]
+        for index, (width, blocks) in enumerate(zip(c.channels, c.depths, strict=True)):
             if index:
-                stages.append(FrameConv(channels[index - 1], width, stride=2))
-            stages += [FrameBlock(width) for _ in range(blocks)]
+                stages.append(FrameConv(c.channels[index - 1], width, stride=2))
+            stages += [FrameBlock(width, style) for _ in range(blocks)]
         self.frames = nn.Sequential(*stages)
-        self.group = nn.Linear(time_stride * channels[-1], dim)
-        self.latents = LatentStack(dim, depth)
+        self.group = nn.Linear(c.time_stride * c.channels[-1], c.dim)
+        self.latents = LatentStack(c.dim, c.depth, style)
         # The last norm fixes the latent's scale: what the levels leave over is then a share of one.
         self.head = nn.Sequential(
-            nn.LayerNorm(dim), nn.Linear(dim, latent_dim), nn.LayerNorm(latent_dim, elementwise_affine=False)
+            nn.LayerNorm(c.dim), nn.Linear(c.dim, c.latent_dim), nn.LayerNorm(c.latent_dim, elementwise_affine=False)
         )
 
-    def forward(self, video: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+    def forward(self, video: Tensor, state: State | None = None, *, tile: int | None = None) -> tuple[Tensor, State]:
         """Pixel frames (B, 3, T, H, W) -> latent (B, D, T', H', W'), new state.
 
         Without a state the clip starts here: its first frame makes the first latent frame, the others follow in
-        groups of `time_stride`, T = 1 + n * time_stride. After a state, T = n * time_stride.
+        groups of `time_stride`, T = 1 + n * time_stride. After a state, T = n * time_stride. `tile`: as `Passes`.
         """
-        x = self.frames(space_to_depth(video.movedim(1, -1), self.patch))
+        cells = (video.shape[3] // self.stride, video.shape[4] // self.stride)
+        x = Passes(cells, self.stride, tile, self.rim)(self._alone, video.movedim(1, -1))
         if state is None:
             first = x[:, :1].expand(-1, self.time_stride, -1, -1, -1)
             groups = [first, x[:, 1:]] if x.shape[1] > 1 else [first]
         else:
             groups = [x]
-        x = torch.cat([self._merge(group) for group in groups], dim=1)
+        merged = [self._merge(group) for group in groups]
+        x = torch.cat(merged, dim=1) if len(merged) > 1 else merged[0]
         x, state = self.latents(self.group(x), state)
         return self.head(x).movedim(-1, 1), state
+
+    def _alone(self, x: Tensor, frames: slice) -> Tensor:
+        return self.frames(space_to_depth(x, self.patch))
 
     def _merge(self, x: Tensor) -> Tensor:
         """(B, n s, H, W, C) -> (B, n, H, W, s C)"""

@@ -18,7 +18,11 @@ JOINT_BITS = 20  # 2^20 probabilities take 4 MB
 
 
 class BitQuantizer(nn.Module):
-    """`bits` d: 1 to 62; bit i of an id (little-endian) is 1 where the i-th number is positive."""
+    """`bits` d: 1 to 62; bit i of an id (little-endian) is 1 where the i-th number is positive.
+
+    `temperature` of the bits' probabilities and the weight `entropy` of the entropy objective are annealed by training,
+    which also sets `process_group`: the ranks whose tokens count together in the batch's entropy.
+    """
 
     def __init__(self, bits: int, *, temperature: float = 1.0, commitment: float = 0.25, entropy: float = 0.1) -> None:
         super().__init__()
@@ -26,6 +30,7 @@ class BitQuantizer(nn.Module):
             raise ValueError(f"BitQuantizer: bits must be from 1 to 62, got {bits}")
         self.dim, self.codebook_size = bits, 1 << bits
         self.temperature, self.commitment, self.entropy = temperature, commitment, entropy
+        self.process_group: torch.distributed.ProcessGroup | None = None
 
     def quantize(self, x: Tensor) -> Quantized:
         x = x.float()
@@ -34,7 +39,7 @@ class BitQuantizer(nn.Module):
         loss = self.commitment * commitment.mean()
         if self.entropy > 0:
             groups = x.reshape(-1, self.dim).split(JOINT_BITS, dim=1)
-            diversity = sum(ops.joint_bit_entropy(group, self.temperature) for group in groups)
+            diversity = sum(ops.joint_bit_entropy(group, self.temperature, self.process_group) for group in groups)
             loss = loss + self.entropy * (entropy.mean() - diversity)
         return Quantized(codes, ids, loss)
 

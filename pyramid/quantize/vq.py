@@ -1,5 +1,9 @@
 """Vector quantization with a learned codebook (VQ-VAE, 1711.00937), moved by exponential moving averages (its appendix
-A.1); codes that nothing has used for a while restart at vectors of the batch (Jukebox, 2005.00341, section 3.1)."""
+A.1); codes that nothing has used for a while restart at vectors of the batch (Jukebox, 2005.00341, section 3.1).
+
+`quantize` changes nothing. The codebook moves by `update`, which training calls once a step with the vectors of the
+joint batch of all ranks: then every rank has the codebook that one process would have.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +17,9 @@ from pyramid.quantize.base import Quantized
 class VectorQuantizer(nn.Module):
     """Codebook (K, dim) of unit-scale vectors; `counts` (K,) and `sums` (K, dim) are the moving averages.
 
-    `idle` (K,): how often each code would have been used since its last use if all were used alike, at most once a
-    call. Above `patience` of these a code is dead: at uniform use that happens by chance once in exp(patience) times,
-    whatever the number of codes and of vectors a call.
+    `idle` (K,): how often each code would have been used since its last use if all were used alike, at most once an
+    update. Above `patience` of these a code is dead: at uniform use that happens by chance once in exp(patience) times,
+    whatever the number of codes and of vectors an update.
     """
 
     def __init__(
@@ -36,11 +40,12 @@ class VectorQuantizer(nn.Module):
         ids = self.codes_to_ids(x)
         codes = self.ids_to_codes(ids)
         loss = self.commitment * (x - codes.detach()).square().mean()
-        if self.training and torch.is_grad_enabled():
-            self._update(x.detach().reshape(-1, self.dim), ids.reshape(-1))
         return Quantized(ops.straight_through(x, codes), ids, loss)
 
-    def _update(self, x: Tensor, ids: Tensor) -> None:
+    def update(self, x: Tensor, ids: Tensor, generator: torch.Generator | None = None) -> int:
+        """Move the codebook to the vectors x (..., dim), whose codes are ids (...) int64; `generator` (CPU) draws where
+        dead codes restart. Returns how many did."""
+        x, ids = x.detach().float().reshape(-1, self.dim), ids.reshape(-1)
         counts = torch.bincount(ids, minlength=self.codebook_size).to(x)
         sums = torch.zeros_like(self.sums).index_add_(0, ids, x)
         self.counts.lerp_(counts, 1 - self.decay)
@@ -49,11 +54,12 @@ class VectorQuantizer(nn.Module):
         self.embeddings[used] = self.sums[used] / self.counts[used, None]
         expected = min(len(x) / self.codebook_size, 1.0)
         self.idle.add_(expected).masked_fill_(used, 0)
-        # Each vector revives one code at most; where there are more dead codes, the next calls go on.
+        # Each vector revives one code at most; where there are more dead codes, the next updates go on.
         dead = (self.idle > self.patience).nonzero()[: len(x), 0]
-        revived = x[torch.randperm(len(x), device=x.device)[: len(dead)]]
+        revived = x[torch.randperm(len(x), generator=generator)[: len(dead)].to(x.device)]
         self.embeddings[dead], self.sums[dead] = revived, expected * revived
         self.counts[dead], self.idle[dead] = expected, 0.0
+        return len(dead)
 
     def ids_to_codes(self, ids: Tensor) -> Tensor:
         # A copy: the codebook moves in place while autograd may still need these rows.

@@ -1,12 +1,25 @@
+import itertools
+
 import pytest
 import torch
 
-from pyramid.losses import reconstruction_loss, word_set_loss
+from pyramid.losses import (
+    average_match_loss,
+    coverage,
+    independent_word_loss,
+    reconstruction_loss,
+    word_set_loss,
+)
 from pyramid.metrics import CodeUsage, psnr, ssim
+from pyramid.ops import nearest_code
 
 
 def table():
     return torch.randn(20, 6, generator=torch.Generator().manual_seed(0)) * 2
+
+
+def hit(queries, targets, embeddings):
+    return coverage(nearest_code(queries.detach(), embeddings).ids, targets)
 
 
 def test_every_word_is_assigned_to_a_position_of_its_own():
@@ -14,36 +27,129 @@ def test_every_word_is_assigned_to_a_position_of_its_own():
     embeddings = table()
     targets = [[3, 7, 11], [0, 1, 2]]
     queries = torch.stack([embeddings[[11, 3, 7]], embeddings[[1, 2, 0]]])
-    loss, hit = word_set_loss(queries, targets, embeddings, 0.05)
-    assert loss < 1e-3 and hit == 1.0
+    assert word_set_loss(queries, targets, embeddings, 0.05) < 1e-3
+    assert hit(queries, targets, embeddings) == 1.0
 
 
 def test_the_same_word_three_times_covers_one_target():
     embeddings = table()
-    loss, hit = word_set_loss(embeddings[[3, 3, 3]][None], [[3, 7, 11]], embeddings, 0.05)
-    assert loss > 1 and hit == pytest.approx(1 / 3)
+    queries = embeddings[[3, 3, 3]][None]
+    assert word_set_loss(queries, [[3, 7, 11]], embeddings, 0.05) > 1
+    assert hit(queries, [[3, 7, 11]], embeddings) == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize("targets", [[[], []], [[], [5]], [list(range(12)), [1]]])
 def test_any_number_of_words(targets):
     embeddings = table()
     queries = torch.randn(2, 4, 6, requires_grad=True)
-    loss, hit = word_set_loss(queries, targets, embeddings, 0.1)
+    loss = word_set_loss(queries, targets, embeddings, 0.1)
     loss.backward()
-    assert queries.grad.isfinite().all() and 0 <= hit <= 1
+    assert queries.grad.isfinite().all() and 0 <= hit(queries, targets, embeddings) <= 1
     assert (loss == 0) == (targets == [[], []])
 
 
-def test_the_loss_falls_to_the_words():
-    embeddings = table()
-    queries = torch.randn(3, 4, 6, requires_grad=True)
-    targets = [[1, 2, 3], [4, 5], [6]]
+def falls_to(targets, loss_of, shape=(3, 4, 6), steps=200):
+    """Coverage of the targets after descending a loss of the queries alone."""
+    queries = torch.randn(shape, requires_grad=True)
     optimizer = torch.optim.Adam([queries], lr=0.1)
-    for _ in range(200):
+    for _ in range(steps):
         optimizer.zero_grad()
-        word_set_loss(queries, targets, embeddings, 0.1)[0].backward()
+        loss_of(queries).backward()
         optimizer.step()
-    assert word_set_loss(queries, targets, embeddings, 0.1)[1] == 1.0
+    return hit(queries, targets, table()), queries
+
+
+def test_the_loss_falls_to_the_words():
+    targets = [[1, 2, 3], [4, 5], [6]]
+    covered, _ = falls_to(targets, lambda q: word_set_loss(q, targets, table(), 0.1))
+    assert covered == 1.0
+
+
+# -------------------------------------------------------------------------------------------- independent targets
+
+
+def levels_of(queries):
+    """(B, 5, E) as a level of one cell and one of four."""
+    return [queries[:, :1].unflatten(1, (1, 1, 1)), queries[:, 1:].unflatten(1, (1, 2, 2))]
+
+
+def test_independent_targets_by_hand():
+    embeddings, queries = table(), torch.randn(2, 5, 6)
+    scores = torch.rand(2, 20)
+    scores[:, 3] = 1
+    loss = independent_word_loss(levels_of(queries), [scores, scores], embeddings, (0.9, 0.5), 0.7)
+    log_p = torch.log_softmax(-(queries[:, :, None] - embeddings).square().sum(-1) / 0.7, dim=-1)
+    expected = []
+    for b, p in itertools.product(range(2), range(5)):
+        words = scores[b] >= (0.9 if p == 0 else 0.5)
+        expected.append(-log_p[b, p][words].mean())
+    torch.testing.assert_close(loss, torch.stack(expected).mean(), atol=1e-4, rtol=1e-4)
+
+
+def test_regions_have_targets_of_their_own():
+    embeddings = table()
+    queries = embeddings[[4, 1, 2, 3, 5]][None]
+    whole = torch.nn.functional.one_hot(torch.tensor([4]), 20).float()
+    regions = torch.nn.functional.one_hot(torch.tensor([1, 2, 3, 5]), 20).float().reshape(1, 1, 2, 2, 20)
+    assert independent_word_loss(levels_of(queries), [whole, regions], embeddings, (0.9,), 0.05) < 1e-3
+    assert independent_word_loss(levels_of(queries), [whole, regions.flip(2)], embeddings, (0.9,), 0.05) > 1
+
+
+def test_independent_targets_repeat_the_easiest_word():
+    """What the other losses are for: all positions of a clip may name one word."""
+    scores = torch.zeros(3, 20)
+    targets = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    for row, words in enumerate(targets):
+        scores[row, words] = torch.tensor([1.0, 0.97, 0.96])
+    thresholds = (0.98,)
+    covered, _ = falls_to(
+        targets, lambda q: independent_word_loss(levels_of(q), [scores] * 2, table(), thresholds, 0.1), (3, 5, 6)
+    )
+    assert covered == pytest.approx(1 / 3)
+
+
+# -------------------------------------------------------------------------------------------- the average
+
+
+def test_average_match_by_hand():
+    """Two clips, words in their own space, positions of the second level counted in."""
+    embeddings, words = table(), torch.nn.functional.normalize(torch.randn(20, 7), dim=1)
+    queries = torch.randn(2, 5, 6)
+    targets = torch.nn.functional.normalize(torch.randn(2, 7), dim=1)
+    share = torch.softmax(-(queries[:, :, None] - embeddings).square().sum(-1) / 0.7, dim=-1)
+    expected = []
+    for end in (1, 5):
+        mean = (share[:, :end] @ words).mean(dim=1)
+        cosine = torch.nn.functional.normalize(mean, dim=1) @ targets.T
+        expected.append(torch.nn.functional.cross_entropy(cosine / 0.2, torch.arange(2)))
+    loss = average_match_loss(levels_of(queries), targets, words, embeddings, 0.7, 0.2)
+    torch.testing.assert_close(loss, torch.stack(expected).mean(), atol=1e-4, rtol=1e-4)
+
+
+def test_clips_that_say_the_same_are_no_negatives_and_unknown_ones_count_for_nothing():
+    embeddings, words = table(), torch.nn.functional.normalize(torch.randn(20, 7), dim=1)
+    queries = torch.randn(3, 5, 6)
+    target = torch.nn.functional.normalize(torch.randn(7), dim=0)
+    both = torch.stack([target, target, torch.zeros(7)])
+    assert average_match_loss(levels_of(queries), both, words, embeddings, 0.7).abs() < 1e-6
+    unknown = torch.zeros(3, 7)
+    queries.requires_grad_()
+    loss = average_match_loss(levels_of(queries), unknown, words, embeddings, 0.7)
+    loss.backward()
+    assert loss == 0 and queries.grad.abs().sum() == 0
+
+
+def test_the_average_tells_clips_apart():
+    """Descending it brings the average of the words near the clip's own vector."""
+    embeddings = table()
+    words = torch.nn.functional.normalize(embeddings, dim=1)
+    targets = torch.nn.functional.normalize(torch.stack([words[[1, 2]].sum(0), words[[4, 5]].sum(0)]), dim=1)
+    _, queries = falls_to(
+        [[1], [4]], lambda q: average_match_loss(levels_of(q), targets, words, embeddings, 0.5), (2, 5, 6)
+    )
+    said = words[nearest_code(queries.detach(), embeddings).ids].mean(dim=1)
+    cosine = torch.nn.functional.normalize(said, dim=1) @ targets.T
+    assert (cosine.diagonal() - cosine.fliplr().diagonal()).min() > 0.3  # nearer to its own than to the other
 
 
 def test_figures():

@@ -28,10 +28,10 @@ SMALL = TokenizerConfig(
 )
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
+@pytest.fixture(scope="module", params=["residual", "average"])
+def tokenizer(request):
     torch.manual_seed(0)
-    tokenizer = PyramidTokenizer(SMALL)
+    tokenizer = PyramidTokenizer(dataclasses.replace(SMALL, combination=request.param))
     for parameter in tokenizer.parameters():  # far from the initial values: nothing is nearly zero by design
         parameter.data.add_(0.05 * torch.randn_like(parameter))
     return tokenizer.eval()
@@ -275,6 +275,18 @@ def test_folder_round_trip(tokenizer, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors", "words.safetensors"]
 
 
+def test_models_from_before_a_key_load(tokenizer, tmp_path):
+    """Keys that came later have defaults that are what models without them have."""
+    tokenizer.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for key in ("kernel", "expand", "gelu", "adaptive_norm"):
+        del config[key]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    again = PyramidTokenizer.from_pretrained(tmp_path)
+    assert again.config == tokenizer.config
+    assert equal(tokenizer.encode(clip(9)), again.encode(clip(9)))
+
+
 def test_folders_that_do_not_fit_are_refused(tokenizer, tmp_path):
     with pytest.raises(FileNotFoundError, match="expected a folder with config.json"):
         PyramidTokenizer.from_pretrained(tmp_path)
@@ -348,6 +360,9 @@ def test_a_folder_is_replaced_file_by_file(tokenizer, tmp_path, monkeypatch):
             ({name: 0}, f"TokenizerConfig: {name} must be at least 1, got 0")
             for name in ("height", "width", "num_frames", "patch", "time_stride", "chunk_frames", "dim", "latent_dim")
         ),
+        ({"expand": 0}, "expand must be at least 1, got 0"),
+        ({"kernel": 4}, "kernel must be an odd number of at least 1, got 4"),
+        ({"gelu": "fast"}, "gelu must be one of tanh, erf, got 'fast'"),
         ({"depth": -1}, "depth must be at least 0, got -1"),
         ({"depths": (1, -1, 1)}, r"depths must be at least 0, got \(1, -1, 1\)"),
         ({"channels": (8, 0, 8)}, r"channels must be at least 1, got \(8, 0, 8\)"),

@@ -75,22 +75,3 @@ def test_foreign_files_are_refused(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "other")
     with pytest.raises(ValueError, match="expected pyramid.words version 1"):
         WordTable.load(tmp_path / "other")
-
-
-def test_a_table_from_a_text_model(tmp_path):
-    """The real path on a small random encoder saved to disk."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
-
-    from pyramid.words import build_word_table
-
-    vocabulary = {w: i for i, w in enumerate(["[PAD]", "[UNK]", "red", "##ish", "star", "a", "moves", "Left", "x1"])}
-    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(tmp_path)
-    torch.manual_seed(0)
-    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    BertModel(BertConfig(vocab_size=len(vocabulary), **size)).save_pretrained(tmp_path)
-    table = build_word_table(tmp_path, num_words=10, dim=2, extra=["blue"])
-    assert table.words == ("blue", "red", "star", "moves")  # whole lower-case words only, the extra ones first
-    assert table.embeddings.shape == (4, 2) and table.embeddings.isfinite().all()

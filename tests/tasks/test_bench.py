@@ -10,7 +10,7 @@ import torch
 from pyramid import ops
 from pyramid.ops import _library, bench
 from pyramid.ops.bench import Case, Contest, measure
-from tasks import cli, training_steps
+from tasks import cli, tokenizer_speed, training_steps
 
 
 @pytest.fixture
@@ -67,3 +67,38 @@ def test_a_step_is_the_same_on_either_backend(make):
             losses[name] = step()
             assert step() != losses[name]  # it learns
     assert losses["auto"] == pytest.approx(losses["reference"], rel=1e-3)
+
+
+@pytest.fixture
+def small_cases(monkeypatch):
+    monkeypatch.setattr(tokenizer_speed, "MIN_SECONDS", 0.0)
+    cases = (tokenizer_speed.CASES[0], tokenizer_speed.Case(2, 20, 40, streams=2, tile=16))
+    monkeypatch.setattr(tokenizer_speed, "CASES", cases)
+
+
+def test_the_tokenizer_is_timed(small_cases, capsys, tmp_path):
+    out = tmp_path / "tokenizer"
+    assert cli.main(["bench", "tokenizer", "-c", "mini", "--json", "--out", str(out)]) == 0
+    rows = list(map(json.loads, capsys.readouterr().out.splitlines()))
+    assert all(tuple(row) == tokenizer_speed.KEYS for row in rows)
+    ours = [row for row in rows if row["source"] == "measured"]
+    assert [(row["verb"], row["case"]) for row in ours] == [
+        (verb, case)
+        for case in ("17x128x128", "2x20x40, 2 streams at once, tiles of 16")
+        for verb in ("encode", "decode")
+    ]
+    frames = {"17x128x128": 17, "2x20x40, 2 streams at once, tiles of 16": 4}
+    for row in ours:
+        assert row["frames_per_s"] == pytest.approx(1000 * frames[row["case"]] / row["ms"])
+    recorded = {(row["tokenizer"].split()[0], row["verb"]): row for row in rows if row["source"] == "recorded"}
+    assert recorded["Cosmos", "decode"]["frames_per_s"] == pytest.approx(5.0, abs=0.05)
+    assert recorded["VidTok", "encode"]["frames_per_s"] == pytest.approx(0.7, abs=0.05)
+    assert json.loads(out.with_suffix(".json").read_text()) == rows
+    assert out.with_suffix(".txt").read_text().startswith("# mini: 4.8 M parameters, stride 4x8x8")
+    assert cli.main(["bench", "tokenizer", "--out", str(out)]) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_an_unknown_preset_names_the_known(capsys):
+    assert cli.main(["bench", "tokenizer", "-c", "bse"]) == 2
+    assert "one of base, large, mini, small" in capsys.readouterr().err

@@ -27,7 +27,19 @@ from tasks import cli
 from tasks.judge import Judge
 from tasks.models import DEFAULT
 
-VERBS = ["train", "data", "reconstruct", "caption", "generate", "info", "doctor", "bench", "quickstart"]
+VERBS = [
+    "train",
+    "data",
+    "reconstruct",
+    "caption",
+    "words",
+    "generate",
+    "info",
+    "doctor",
+    "evaluate",
+    "bench",
+    "quickstart",
+]
 
 
 @pytest.fixture(scope="module")

@@ -71,9 +71,9 @@ def test_json_keeps_what_libraries_print_off_stdout(capsys):
 def test_training_emits_records_beside_a_bar_too(capsys, monkeypatch, terminal):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
     module = torch.nn.Linear(2, 2)
-    module.device = "cpu"
+    module.device, module.step = "cpu", 1
     module.schedule = SimpleNamespace(progress=lambda _: 0.5, run=SimpleNamespace(max_steps=2, max_minutes=0))
-    trainer = SimpleNamespace(global_step=1, logged_metrics={"train/loss": torch.tensor(math.nan)})
+    trainer = SimpleNamespace(logged_metrics={"train/loss": torch.tensor(math.nan)})
     with Console("train", as_json=True) as console:
         progress = TrainingProgress(console, "train")
         progress.on_fit_start(trainer, module)

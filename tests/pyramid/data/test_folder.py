@@ -257,14 +257,48 @@ def test_batches(root, datamodule):
 
 
 def test_order_depends_on_seed_and_epoch(root, datamodule):
-    def orders(seed: int, first_epoch: int = 0) -> list[list[str]]:
+    def orders(seed: int) -> list[list[str]]:
         loader = datamodule.ClipData(FolderDataset(root, **SHAPE), batch_size=1, seed=seed).train_dataloader()
-        loader.sampler.set_epoch(first_epoch)
         return [[batch["path"][0] for batch in loader] for _ in range(4)]
 
     assert orders(0) == orders(0) and orders(0) != orders(1)
-    assert orders(0)[2:] == orders(0, first_epoch=2)[:2]
     assert len({tuple(order) for order in orders(0)}) > 1
+
+
+class Epochs(list):
+    """Indices that remember which epochs they were told."""
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+
+@pytest.mark.parametrize("size", [7, 8])
+def test_batches_go_on_where_a_run_was(datamodule, size):
+    def batches(position=None, **share):
+        return datamodule.EpochBatches(Epochs(range(size)), 2, 5, True, drop_last=True, position=position, **share)
+
+    whole = batches()
+    passes = [list(whole) for _ in range(3)]
+    stream = [batch for one in passes for batch in one]
+    assert len(whole) == size // 2 and passes[0] != passes[1] and whole.dataset.epoch == 2
+    for step in range(3 * len(whole)):
+        resumed = batches(lambda step=step: step)
+        rest = list(resumed)
+        assert rest == stream[step : step + len(rest)] and resumed.dataset.epoch == step // len(whole)
+        assert len(rest) == len(whole) - step % len(whole)
+
+
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_ranks_share_the_joint_batch(datamodule, drop_last):
+    dataset = Epochs(range(11))
+    (joint,) = [list(datamodule.EpochBatches(dataset, 4, 5, True, drop_last=drop_last))]
+    ranks = [
+        list(datamodule.EpochBatches(dataset, 2, 5, True, drop_last=drop_last, rank=r, num_ranks=2)) for r in range(2)
+    ]
+    for whole, even, odd in zip(joint, *ranks, strict=True):
+        assert len(even) == len(odd)  # or a rank waits for one that has ended
+        assert [index for pair in zip(even, odd, strict=True) for index in pair][: len(whole)] == whole
+    assert len(joint) == (2 if drop_last else 3)
 
 
 def test_workers_see_the_epoch_and_report_broken_clips(root, datamodule):

@@ -1,0 +1,53 @@
+"""The presets that ship: they load, make a network, and cost what their comments say."""
+
+import importlib.resources
+import math
+
+import pytest
+import torch
+
+from pyramid.config import load
+from pyramid.tokenizer import PyramidTokenizer
+from pyramid.train import TrainTokenizerConfig
+
+CONFIGS = importlib.resources.files("pyramid") / "configs"
+# tokens a chunk and bits a pixel; millions of parameters
+PRESETS = {
+    "mini": (57, 0.083, 4.8),
+    "small": (213, 0.103, 4.8),
+    "base": (597, 0.082, 13.0),
+    "large": (2389, 0.082, 152),
+}
+
+
+def read(name):
+    return load(TrainTokenizerConfig, str(CONFIGS / f"{name}.yaml"))
+
+
+def test_every_preset_is_known_here():
+    assert sorted(PRESETS) == sorted(path.name.removesuffix(".yaml") for path in CONFIGS.iterdir())
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_makes_a_tokenizer(name):
+    config = read(name).model
+    with torch.device("meta"):
+        tokenizer = PyramidTokenizer(config)
+    pyramid = tokenizer.pyramids(config.num_frames)[-1]
+    sizes = [level.quantizer.codebook_size for level in tokenizer.levels.levels]
+    bits = sum(count * math.log2(size) for count, size in zip(pyramid.counts, sizes, strict=True))
+    tokens, bits_per_pixel, millions = PRESETS[name]
+    assert pyramid.num_tokens == tokens
+    assert bits / (config.chunk_frames * config.height * config.width) == pytest.approx(bits_per_pixel, abs=0.002)
+    assert sum(p.numel() for p in tokenizer.parameters()) / 1e6 == pytest.approx(millions, rel=0.1)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_words_on_top_bits_below(name):
+    config = read(name).model
+    kinds = [level.codebook for level in config.levels]
+    assert kinds == sorted(kinds, key=["words", "bits"].index) and set(kinds) == {"words", "bits"}
+    counts = [level.t * level.h * level.w for level in config.levels]
+    assert counts == sorted(counts)
+    assert (config.num_frames - 1) % config.chunk_frames == 0
+    assert config.height % config.stride == config.width % config.stride == 0

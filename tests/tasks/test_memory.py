@@ -1,0 +1,66 @@
+"""`pyramid reconstruct` takes no more memory for a long clip than for a short one (the full measure, ten minutes of
+720p: benchmarks/reconstruct_memory.py)."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pyramid.data.video import write_video
+from pyramid.quantize import LevelConfig
+from pyramid.tokenizer import PyramidTokenizer, TokenizerConfig
+from tasks import cli
+
+HEIGHT, WIDTH = 96, 160
+
+
+def frames(count):
+    ramp = np.broadcast_to(np.linspace(30, 220, WIDTH, dtype=np.uint8)[None, :, None], (HEIGHT, WIDTH, 3))
+    return (np.roll(ramp, 3 * index, axis=1) for index in range(count))
+
+
+def peak_kib(clip, model, out):
+    command = [sys.executable, "-m", "tasks.cli", "reconstruct", clip, "-m", model, "-o", out, "--overwrite"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, env=environment, cwd=root)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return usage.ru_maxrss
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    levels = (LevelConfig("bits", 1, 4, 4, bits=4),)
+    config = TokenizerConfig(channels=(4, 4, 8), depths=(0, 1, 0), dim=8, depth=1, latent_dim=8, levels=levels)
+    folder = tmp_path_factory.mktemp("model")
+    PyramidTokenizer(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.skipif(not hasattr(os, "wait4") or sys.platform != "linux", reason="peaks are counted in KiB on Linux")
+def test_memory_does_not_grow_with_the_clip(model, tmp_path):
+    peaks = []
+    for count in (401, 1201):  # beyond what libx264 looks ahead and the allocator settles at
+        write_video(tmp_path / f"{count}.mp4", frames(count))
+        peaks.append(peak_kib(tmp_path / f"{count}.mp4", model, tmp_path / "out.mp4"))
+    decoded = 800 * HEIGHT * WIDTH * 3 * 4 / 1024
+    assert decoded > 0.2 * peaks[0]  # holding the frames would show
+    assert peaks[1] <= 1.1 * peaks[0]
+
+
+def test_tiles_change_nothing(model, tmp_path, capsys):
+    write_video(tmp_path / "clip.mp4", frames(3))
+    records = []
+    for name, tile in (("whole", []), ("tiles", ["--tile", "40"])):
+        command = ["reconstruct", str(tmp_path / "clip.mp4"), "-m", str(model), "-o", str(tmp_path / name), "--json"]
+        assert cli.main([*command, *tile]) == 0
+        records.append(json.loads(capsys.readouterr().out))
+    assert records[0]["psnr"] == pytest.approx(records[1]["psnr"], abs=0.01)
+    assert cli.main([*command, "--tile", "4", "--overwrite"]) == 2
+    assert "tile must be at least the stride of 8 pixels, got 4" in capsys.readouterr().err
