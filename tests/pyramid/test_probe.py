@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from pyramid.probe import MAX_FEATURES, code_features, fit_probe
-from pyramid.quantize.residual import LevelConfig
+from pyramid.quantize import LevelConfig
 from pyramid.tokenizer import PyramidTokenizer, TokenizerConfig
 
 

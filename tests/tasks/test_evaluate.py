@@ -14,7 +14,7 @@ from PIL import Image
 from pyramid import metrics
 from pyramid.data.shapes import ShapesDataset, preset
 from pyramid.data.video import VideoError, read_clip, write_video
-from pyramid.quantize.residual import LevelConfig
+from pyramid.quantize import LevelConfig
 from pyramid.tokenizer import PyramidTokenizer, TokenizerConfig
 from tasks import cli
 from tasks.evaluate import report, split_arguments
