@@ -18,6 +18,8 @@ from pyramid.data.datamodule import collate_clips
 from pyramid.metrics import psnr
 
 if TYPE_CHECKING:
+    from pyramid.tokenizer import PyramidTokenizer
+    from pyramid.tokens import TokenPyramid
     from pyramid.train import TokenizerTraining
 
 _RANGE_CLIPS, _LOOK_EVERY = 32, 20
@@ -26,12 +28,13 @@ _RANGE_CLIPS, _LOOK_EVERY = 32, 20
 @dataclass(frozen=True)
 class GateConfig:
     """PSNR in dB at full detail that the clips must come back with, and the share of their captions' words that must be
-    named (where the model has words and the clips have captions), after at most so many steps."""
+    named, of those that the word levels have room for (where there are such levels and captions), after at most so many
+    steps."""
 
     one_psnr: float = 30.0
     one_steps: int = 400
     sixteen_psnr: float = 24.0
-    sixteen_steps: int = 400
+    sixteen_steps: int = 600
     words: float = 0.9
 
     def __post_init__(self) -> None:
@@ -126,16 +129,27 @@ def check_overfit(
 
 
 def _look(module: TokenizerTraining, batches: list[dict]) -> tuple[float, float | None]:
-    """PSNR of the clips through encode and decode, dB; share of words named, None where there are none to name."""
+    """PSNR of the clips through encode and decode, dB; words named, as a share of those that the word levels have room
+    for, None where there are none to name."""
     tokenizer = module.tokenizer.eval()
     dB: list[float] = []
-    hits: list[float] = []
+    named = room = 0.0
     for batch in batches:
         tokens = tokenizer.encode(batch["video"])
         dB += psnr(tokenizer.decode(tokens), batch["video"]).tolist()
-        hits += module.words_hit(tokens, batch["caption"])
+        named += sum(module.words_hit(tokens, batch["caption"]))
+        room += sum(_room(tokenizer, tokens, caption) for caption in batch["caption"])
     tokenizer.train()
-    return sum(dB) / len(dB), sum(hits) / len(hits) if hits else None
+    return sum(dB) / len(dB), named / room if room else None
+
+
+def _room(tokenizer: PyramidTokenizer, tokens: TokenPyramid, caption: str) -> float:
+    """The share of a caption's words that a chunk's word levels can name at best; 0 for a caption without any."""
+    if tokenizer.table is None or not tokenizer.word_levels:
+        return 0.0
+    num_words = len(set(tokenizer.table.content_ids(caption)))
+    num_places = sum(tokens.ids[-1][level][0].numel() for level in tokenizer.word_levels)
+    return min(1.0, num_places / num_words) if num_words else 0.0
 
 
 def _figures(dB: float, hit: float | None) -> str:

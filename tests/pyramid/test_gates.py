@@ -8,7 +8,7 @@ import pytest
 import tiny_run
 import torch
 
-from pyramid.gates import GateError, check_range
+from pyramid.gates import GateError, _look, _room, check_range
 from pyramid.train import TokenizerTraining, check_gates, prepare, train_tokenizer
 from pyramid.training import make_trainer
 from pyramid.training_forecast import Forecast, measure
@@ -47,6 +47,18 @@ def test_a_model_that_does_not_learn_is_stopped():
     with pytest.raises(GateError, match="one clip by heart: expected at least 30 dB and 0% .* after 40 steps"):
         check()
     assert [gate.name for gate in passed] == ["input range"]
+
+
+def test_words_without_a_place_are_not_asked_for():
+    module, data = prepare(tiny_run.config())
+    captions = ["red star", "red", "", "red star circle square left right small large"]  # one word has a place
+    tokens = module.tokenizer.encode(torch.zeros(4, 3, 5, 16, 16))
+    room = [_room(module.tokenizer, tokens, caption) for caption in captions]
+    assert room == [1 / 2, 1, 0, 1 / 8]
+    named = "red star circle square left right small large"
+    batch = {"video": torch.rand(1, 3, 5, 16, 16) * 2 - 1, "caption": [named]}
+    module.words_hit = lambda tokens, captions: [1 / 8]  # all that can be
+    assert _look(module, [batch, batch])[1] == 1.0
 
 
 def test_a_loss_that_is_no_number_is_told(monkeypatch):
