@@ -70,7 +70,12 @@ def _setup_context(ctx: Any, inputs: tuple[Sequence[Tensor], Sequence[int]], out
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[list[Tensor], None]:
-    return list(torch.ops.pyramid.pyramid_sum_backward.default(grad, ctx.grids)), None
+    """A level on the grid of the sum has the gradient of the sum, as it is."""
+    each = [ctx.grids[i : i + 3] for i in range(0, len(ctx.grids), 3)]
+    size = list(grad.shape[2:])
+    others = [n for grid in each if grid != size for n in grid]
+    grads = iter(torch.ops.pyramid.pyramid_sum_backward.default(grad, others) if others else ())
+    return [grad if grid == size else next(grads) for grid in each], None
 
 
 def _setup_context_backward(ctx: Any, inputs: tuple[Tensor, Sequence[int]], output: Sequence[Tensor]) -> None:
