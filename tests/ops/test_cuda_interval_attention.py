@@ -67,9 +67,12 @@ def test_any_size_stride_and_dtype(
     got = out, torch.cat([grad.flatten() for grad in grads])
     plain = forward_backward(lambda *a: plain_on_cuda(INTERVAL_ATTENTION, dtype)(*a)[0], dtype)
     truth = forward_backward(reference.interval_attention, torch.float64)
+    # Few numbers: plain may happen to be exact (one key: its softmax is 1), so one more rounding is allowed, of dtype
+    # or of the largest score.
+    lengths = [x.double().norm(dim=-1).max().item() if x.numel() else 0.0 for x in (q, k)]
+    floor = max(4e-6, torch.finfo(dtype).eps, 1.2e-7 * abs(by) * lengths[0] * lengths[1])
     for name, g, p, t in zip(("out", "gradients"), got, plain, truth, strict=True):
-        # Few numbers: plain may happen to be exact, so one more rounding of the dtype is allowed.
-        assert_no_worse(g, p.detach(), t.detach(), name, floor=max(4e-6, torch.finfo(dtype).eps))
+        assert_no_worse(g, p.detach(), t.detach(), name, floor=floor)
 
 
 @pytest.mark.parametrize("dim", [64, 136])
