@@ -81,7 +81,8 @@ class SemanticObjective:
 
     def lesson(self, batch: Batch, num_positions: int) -> Lesson:
         """What the word positions of a chunk, so many, are to say of each clip."""
-        return Lesson(self.teacher.word_sets(batch, num_positions), self.teacher.embed(batch))
+        vectors = self.teacher.embed(batch)
+        return Lesson(self.teacher.word_sets(batch, num_positions, vectors), vectors)
 
     def __call__(
         self, queries: Sequence[Tensor], embeddings: Tensor, lesson: Lesson, frames: Tensor

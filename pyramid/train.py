@@ -223,18 +223,13 @@ class TokenizerTraining(TrainingModule):
         frames = [video[:, :, :1], *video[:, :, 1:].split(step, dim=2)] if video.shape[2] > 1 else [video]
         with self.exact():
             num_positions = sum(out.chunks[-1].ids[level][0].numel() for level in levels)
-            lesson = self.semantic.lesson(batch, num_positions)
+            lesson = self.semantic.to(self.device).lesson(batch, num_positions)  # gates and forecasts have no trainer
             for index, (chunk, pixels) in enumerate(zip(out.chunks, frames, strict=True)):
                 queries = [chunk.queries[level].float() for level in levels]
                 loss, terms["words_hit"] = self.semantic(queries, embeddings, lesson, pixels)
                 whole = index or self.tokenizer.config.num_frames == 1  # one frame does not show it all
                 terms["semantic"] = terms["semantic"] + loss * (1.0 if whole else self.config.loss.semantic_first)
         return terms
-
-    def on_fit_start(self) -> None:
-        super().on_fit_start()
-        if self.semantic is not None:
-            self.semantic.to(self.device)
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
         with self.exact():

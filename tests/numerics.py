@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pyramid.ops import reference
+
 
 def assert_no_worse(got: Tensor, plain: Tensor, truth: Tensor, name: str = "result", floor: float = 1e-6) -> None:
     """Check max |got - truth| <= 2 max |plain - truth| + floor of the truth's size, NaN in the same places.
@@ -27,3 +29,16 @@ def assert_no_worse(got: Tensor, plain: Tensor, truth: Tensor, name: str = "resu
     error = (got_wide - truth)[plain_of].abs().max().item()
     allowed = 2 * (plain_wide - truth)[plain_of].abs().max().item() + floor * truth[plain_of].abs().max().item()
     assert error <= allowed, f"{name}: off by {error:.3g}, allowed {allowed:.3g}"
+
+
+def exact_distance(z: Tensor, codebook: Tensor, ids: Tensor) -> Tensor:
+    """Squared distance (N,) of each row to its code, in float64."""
+    return (z.double() - codebook.double()[ids]).square().sum(-1)
+
+
+def assert_nearest(ids: Tensor, distance: Tensor, z: Tensor, codebook: Tensor) -> None:
+    """Check that each id is as near as the reference's, up to the rounding of float64, and its distance."""
+    best = exact_distance(z, codebook, reference.nearest_code(z, codebook)[0])
+    got = exact_distance(z, codebook, ids)
+    assert (got <= best * (1 + 1e-14)).all()
+    assert torch.allclose(distance, got.float(), rtol=1e-6, atol=1e-44)

@@ -41,11 +41,14 @@ class Teacher:
         zero where the vector is."""
         return min_max(vectors @ self.words.T)
 
-    def word_sets(self, batch: Batch, count: int) -> list[list[int]]:
+    def word_sets(self, batch: Batch, count: int, vectors: Tensor | None = None) -> list[list[int]]:
         """For each clip the ids of at most `count` different words that say it together, the weightiest first. What all
-        words have in common (much, in CLIP's space) says nothing, and is left out."""
+        words have in common (much, in CLIP's space) says nothing, and is left out. `vectors`: what `embed` gave of the
+        batch, where it is at hand."""
         atoms = torch.nn.functional.normalize(self.words - self.words.mean(dim=0), dim=-1)
-        return [matching_pursuit(vector, atoms, count) for vector in self.embed(batch)]
+        return [
+            matching_pursuit(vector, atoms, count) for vector in (self.embed(batch) if vectors is None else vectors)
+        ]
 
 
 def min_max(scores: Tensor) -> Tensor:

@@ -43,11 +43,12 @@ class TextTeacher(Teacher):
         self._vectors.update(zip(new, self._embed(new), strict=True))
         return torch.stack([self._vectors[text] for text in texts]).to(self.words.device)
 
-    def word_sets(self, batch: Batch, count: int) -> list[list[int]]:
+    def word_sets(self, batch: Batch, count: int, vectors: Tensor | None = None) -> list[list[int]]:
         """The content words of the text: all of them if `count` are enough, else those that matching pursuit finds to
         say the most of it."""
         sets = []
-        for text, vector in zip(self._texts(batch), self.embed(batch), strict=True):
+        vectors = self.embed(batch) if vectors is None else vectors
+        for text, vector in zip(self._texts(batch), vectors, strict=True):
             ids = self._content_ids(text)
             if len(ids) > count:
                 chosen = matching_pursuit(vector, self.words[ids], count)
