@@ -69,9 +69,9 @@ class TokenizerConfig:
     `time_stride`: pixel frames a latent frame; `chunk_frames`: pixel frames a chunk; `dim`, `depth`: width and number
     of the blocks at the latent's resolution; `latent_dim`: numbers of a latent; `kernel`, `expand`, `gelu`: of all
     blocks, as `BlockStyle` says; `adaptive_norm`: normalize the decoder's frames, and modulate them by their latents
-    (AdaGN); `combination`: how levels make up the latent, by sum ("residual") or by streaming average ("average",
-    SPAE). Raises ValueError for values that no
-    tokenizer can have."""
+    (AdaGN); `linear_path`: a linear map beside each network, from blocks of pixels to latents and back;
+    `combination`: how levels make up the latent, by sum ("residual") or by streaming average ("average", SPAE).
+    Raises ValueError for values that no tokenizer can have."""
 
     height: int = 32
     width: int = 32
@@ -89,6 +89,7 @@ class TokenizerConfig:
     expand: int = 2
     gelu: Gelu = "tanh"
     adaptive_norm: bool = False
+    linear_path: bool = True
     combination: Literal["residual", "average"] = "residual"
     levels: tuple[LevelConfig, ...] = _DEFAULT_LEVELS
 

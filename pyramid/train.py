@@ -53,7 +53,7 @@ class LossConfig:
     more.
     """
 
-    reconstruction: float = 5.0
+    reconstruction: float = 1.0
     quantizer: float = 0.1
     latent: float = 0.25
     semantic: float = 0.3

@@ -1,7 +1,8 @@
 """Causal video decoder, the encoder's mirror: latent frames to groups of frames, then frames alone up to pixels.
 
 Upsampling is depth-to-space (MAGVIT-v2, 2310.05737, section 3.2). The decoder is told the detail of what it is given,
-so that a blurred prefix can be drawn as well as its information allows.
+so that a blurred prefix can be drawn as well as its information allows. Beside the network runs the encoder's linear
+path, the other way.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class Decoder(nn.Module):
             self.stages.append(nn.Sequential(*blocks, up))
             if c.adaptive_norm:
                 self.norms.append(AdaptiveGroupNorm(width, c.latent_dim))
+        self.linear = nn.Linear(c.latent_dim, 3 * c.stride**2 * c.time_stride) if c.linear_path else None
 
     def forward(
         self, latent: Tensor, detail: Tensor, state: State | None = None, *, tile: int | None = None
@@ -52,14 +54,20 @@ class Decoder(nn.Module):
         x = self.stem(latent.movedim(1, -1)) + self.detail(detail - 1)[:, None, None, None]
         starts = state is None
         x, state = self.latents(x, state)
-        x = self.group(x)
-        x = x.unflatten(-1, (self.time_stride, -1)).permute(0, 1, 4, 2, 3, 5).flatten(1, 2)
-        if starts:
-            x = x[:, self.time_stride - 1 :]
+        x = self._split(self.group(x), starts)
         passes = Passes((x.shape[2], x.shape[3]), self.stride, tile, self.rim)
         modulations = self._modulations(x, latent, passes)
         x = passes(lambda part, frames: self._alone(part, frames, modulations), x)
+        if self.linear is not None:
+            y = self._split(self.linear(latent.movedim(1, -1)), starts)
+            x = x + depth_to_space(y, self.stride)
         return x.movedim(-1, 1), state
+
+    def _split(self, x: Tensor, starts: bool) -> Tensor:
+        """Latent frames to their groups of frames: (B, n, H, W, s C) -> (B, n s, H, W, C); where the clip `starts`, the
+        first gives one."""
+        x = x.unflatten(-1, (self.time_stride, -1)).permute(0, 1, 4, 2, 3, 5).flatten(1, 2)
+        return x[:, self.time_stride - 1 :] if starts else x
 
     def _alone(self, x: Tensor, frames: slice, modulations: list[Modulation], num_stages: int | None = None) -> Tensor:
         """The first stages (all by default) of frames alone, `frames` of those that the modulations are of."""

@@ -2,6 +2,9 @@
 
 Late temporal downsampling (MAGVIT-v2, 2310.05737, section 3.2); the first frame of a clip is a group of its own, made
 full by repeating its features, so that one weight set serves images and video.
+
+Beside the network runs a linear path from each block of pixels, in space and time, to its latent: what a transform
+codec would send. The network learns what it lacks; DC-AE (2410.10733, section 3.1) puts such paths around every stage.
 """
 
 from __future__ import annotations
@@ -33,10 +36,10 @@ class Encoder(nn.Module):
         self.frames = nn.Sequential(*stages)
         self.group = nn.Linear(c.time_stride * c.channels[-1], c.dim)
         self.latents = LatentStack(c.dim, c.depth, style)
+        self.head = nn.Sequential(nn.LayerNorm(c.dim), nn.Linear(c.dim, c.latent_dim))
+        self.linear = nn.Linear(3 * c.stride**2 * c.time_stride, c.latent_dim) if c.linear_path else None
         # The last norm fixes the latent's scale: what the levels leave over is then a share of one.
-        self.head = nn.Sequential(
-            nn.LayerNorm(c.dim), nn.Linear(c.dim, c.latent_dim), nn.LayerNorm(c.latent_dim, elementwise_affine=False)
-        )
+        self.norm = nn.LayerNorm(c.latent_dim, elementwise_affine=False)
 
     def forward(self, video: Tensor, state: State | None = None, *, tile: int | None = None) -> tuple[Tensor, State]:
         """Pixel frames (B, 3, T, H, W) -> latent (B, D, T', H', W'), new state.
@@ -45,21 +48,21 @@ class Encoder(nn.Module):
         groups of `time_stride`, T = 1 + n * time_stride. After a state, T = n * time_stride. `tile`: as `Passes`.
         """
         cells = (video.shape[3] // self.stride, video.shape[4] // self.stride)
-        x = Passes(cells, self.stride, tile, self.rim)(self._alone, video.movedim(1, -1))
-        if state is None:
-            first = x[:, :1].expand(-1, self.time_stride, -1, -1, -1)
-            groups = [first, x[:, 1:]] if x.shape[1] > 1 else [first]
-        else:
-            groups = [x]
-        merged = [self._merge(group) for group in groups]
-        x = torch.cat(merged, dim=1) if len(merged) > 1 else merged[0]
-        x, state = self.latents(self.group(x), state)
-        return self.head(x).movedim(-1, 1), state
+        pixels, starts = video.movedim(1, -1), state is None
+        x = Passes(cells, self.stride, tile, self.rim)(self._alone, pixels)
+        x, state = self.latents(self.group(self._merge(x, starts)), state)
+        x = self.head(x)
+        if self.linear is not None:
+            x = x + self.linear(self._merge(space_to_depth(pixels, self.stride), starts))
+        return self.norm(x).movedim(-1, 1), state
 
     def _alone(self, x: Tensor, frames: slice) -> Tensor:
         return self.frames(space_to_depth(x, self.patch))
 
-    def _merge(self, x: Tensor) -> Tensor:
-        """(B, n s, H, W, C) -> (B, n, H, W, s C)"""
+    def _merge(self, x: Tensor, starts: bool) -> Tensor:
+        """Groups of s frames as one: (B, n s, H, W, C) -> (B, n, H, W, s C). Where the clip `starts`, its first
+        frame is a group of its own: 1 + (n - 1) s frames come in."""
+        if starts:
+            x = torch.cat([x[:, :1].expand(-1, self.time_stride - 1, -1, -1, -1), x], dim=1)
         x = x.unflatten(1, (-1, self.time_stride))
         return x.permute(0, 1, 3, 4, 2, 5).flatten(4)

@@ -1,4 +1,5 @@
 import itertools
+import math
 
 import pytest
 import torch
@@ -157,6 +158,15 @@ def test_figures():
     assert reconstruction_loss(video, video) == 0
     assert (psnr(video, video) == 100).all() and torch.allclose(ssim(video, video), torch.ones(2))
     torch.testing.assert_close(psnr(torch.zeros(1, 3, 1, 4, 4), torch.full((1, 3, 1, 4, 4), 0.2)), torch.tensor([20.0]))
+
+
+def test_reconstruction_is_measured_in_decibels_of_each_clip():
+    clean = torch.zeros(3, 3, 2, 8, 8)
+    noisy = clean + torch.tensor([0.3, 0.3, 0.03]).view(3, 1, 1, 1, 1)  # 20 dB below 0.3
+    one, both, fine = (reconstruction_loss(noisy[rows], clean[rows]) for rows in ([0], [0, 1], [2]))
+    torch.testing.assert_close(one, both)
+    torch.testing.assert_close((one - fine).item(), math.log((0.09 + 1e-4) / (0.0009 + 1e-4)))
+    torch.testing.assert_close(reconstruction_loss(noisy, clean), (2 * one + fine) / 3)
 
 
 def test_code_usage():

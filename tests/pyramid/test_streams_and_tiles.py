@@ -36,7 +36,7 @@ def make(**changes):
 
 @pytest.fixture(
     scope="module",
-    params=[{}, {"kernel": 5, "gelu": "erf", "expand": 3}, {"adaptive_norm": True, "patch": 4}],
+    params=[{}, {"kernel": 5, "gelu": "erf", "expand": 3}, {"adaptive_norm": True, "patch": 4, "linear_path": False}],
     ids=["plain", "wide", "adaptive"],
 )
 def tokenizer(request):
