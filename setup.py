@@ -42,7 +42,7 @@ PACKAGES = [
     "tasks",
 ]
 PACKAGE_DATA = {name: ["py.typed", "configs/*.yaml", "assets/*"] for name in ("pyramid", "lm")}
-PACKAGE_DATA["tasks"] = ["py.typed", "default_model/**"]
+PACKAGE_DATA["tasks"] = ["py.typed", "shipped/**"]
 
 CUDA_LIBRARY = "pyramid._C_cuda"  # a plain library, no Python module: torch.ops.load_library opens it
 # One build serves every torch from this version on.

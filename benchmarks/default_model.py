@@ -17,7 +17,7 @@ from pyramid.data import grammar
 from pyramid.data.shapes import ShapesDataset, preset
 from pyramid.metrics import psnr, ssim
 from tasks.judge import ATTRIBUTES, Judge, agreement, judge_accuracy, wanted
-from tasks.models import default_model, load_lm
+from tasks.models import load_lm, shipped
 from tasks.showcase import through_files
 
 BATCH = 50
@@ -30,7 +30,7 @@ def main() -> None:
     arguments = parser.parse_args()
     lm = load_lm()
     tokenizer = lm.tokenizer
-    judge = Judge.load(default_model() / "judge")
+    judge = Judge.load(shipped("mini") / "judge")
     details = range(1, lm.num_levels + 1)
     print(f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads, seed {arguments.seed}")
     print(f"judge on 1,000 rendered clips: {judge_accuracy(judge, preset('mini'))}")

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tasks.console import DONE, Console, one_line
-from tasks.models import DEFAULT
+from tasks.models import DEFAULTS, SHIPPED, shipped_names
 from tasks.options import Json
 
 
@@ -28,7 +28,7 @@ class Finding:
 
 
 def doctor(as_json: Json = False) -> int:
-    """Check python, torch, the extension, CUDA, optional packages and the shipped model. Always exits with 0."""
+    """Check python, torch, the extension, CUDA, optional packages and the shipped models. Always exits with 0."""
     with Console("doctor", as_json) as console:
         for check in (_machine, _torch, _extension, _cuda, _video, _packages, _model):
             for finding in _guard(check):
@@ -136,7 +136,8 @@ def _packages() -> Iterator[Finding]:
 
 
 def _model() -> Iterator[Finding]:
-    parts = [p for p in ("tokenizer", "lm", "judge") if (DEFAULT / p / "config.json").is_file()]
-    size = sum(path.stat().st_size for path in DEFAULT.rglob("*") if path.is_file()) / 1e6 if DEFAULT.is_dir() else 0.0
-    advice = "" if "tokenizer" in parts else "this install has no shipped model: name one with --model, or train one"
-    yield Finding("shipped model", not advice, f"{', '.join(parts) or 'none'} ({size:.1f} MB)", advice)
+    names = shipped_names()
+    size = sum(path.stat().st_size for name in names for path in (SHIPPED / name).rglob("*") if path.is_file()) / 1e6
+    missing = sorted(set(DEFAULTS.values()) - set(names))
+    advice = f"this install lacks {', '.join(missing)}: name a model with --model, or train one" if missing else ""
+    yield Finding("shipped models", not missing, f"{', '.join(names) or 'none'} ({size:.1f} MB)", advice)

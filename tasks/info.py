@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tasks.console import DONE, Console
-from tasks.models import codebook_sizes, default_model, part_of
+from tasks.models import codebook_sizes, part_of
 from tasks.options import Json
 
 if TYPE_CHECKING:
@@ -23,9 +23,9 @@ def info(
     target: Annotated[str | None, typer.Argument(metavar="[MODEL|FILE]", show_default=False)] = None,
     as_json: Json = False,
 ) -> int:
-    """Describe a model (the shipped one by default), a clip, or a file of tokens."""
+    """Describe a model (the default tokenizer without one), a clip, or a file of tokens."""
     with Console("info", as_json) as console:
-        path = Path(target) if target else default_model()
+        path = Path(target or "")
         if path.suffix == ".safetensors" and path.is_file():
             record = describe_tokens(path)
         elif path.is_file():

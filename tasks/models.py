@@ -1,6 +1,6 @@
-"""Which model a verb uses: the folder or hub id that `--model` names, or the one that ships with the package.
+"""Which model a verb uses: the one that `--model` names, a shipped one, a folder or a hub id; or the default.
 
-A model folder holds `tokenizer/` and `lm/` (and the shipped one `judge/`), or is a tokenizer's folder itself.
+A model folder holds `tokenizer/` and `lm/` (and `mini`, which ships, `judge/`), or is a tokenizer's folder itself.
 """
 
 from __future__ import annotations
@@ -16,19 +16,28 @@ if TYPE_CHECKING:
     from pyramid.tokenizer import PyramidTokenizer, TokenizerConfig
     from tasks.judge import Judge
 
-DEFAULT = Path(__file__).parent / "default_model"
+SHIPPED = Path(__file__).parent / "shipped"
+DEFAULTS = {"tokenizer": "mini", "lm": "mini", "judge": "mini"}  # the shipped model that a verb takes for a part
 
 
-def default_model() -> Path:
-    """The shipped model's folder. Raises FileNotFoundError where this install has none."""
-    if not (DEFAULT / "tokenizer" / "config.json").is_file():
-        raise FileNotFoundError(f"{DEFAULT}: expected the shipped model, found none; name a model folder with --model")
-    return DEFAULT
+def shipped_names() -> list[str]:
+    """Of the models that this install has."""
+    return sorted(folder.name for folder in SHIPPED.glob("*") if any(folder.rglob("config.json")))
+
+
+def shipped(name: str) -> Path:
+    """The folder of a shipped model. Raises FileNotFoundError where this install does not have it."""
+    if name not in shipped_names():
+        found = ", ".join(shipped_names()) or "none"
+        raise FileNotFoundError(f"{SHIPPED}: expected the shipped model {name}, found {found}; name one with --model")
+    return SHIPPED / name
 
 
 def part_of(model: str | None, part: str) -> Path:
-    """The folder of one part ("tokenizer", "lm") of a model. Raises FileNotFoundError with what was expected."""
-    root = default_model() if model is None else Path(model)
+    """The folder of one part ("tokenizer", "lm") of a model; a shipped model's name goes before a folder's (`./shapes`
+    is a folder). Raises FileNotFoundError with what was expected."""
+    name = DEFAULTS[part] if model is None else model
+    root = shipped(name) if model is None or name in shipped_names() else Path(name)
     if model is not None and not root.exists():
         from huggingface_hub.errors import HFValidationError
 
@@ -37,7 +46,8 @@ def part_of(model: str | None, part: str) -> Path:
         try:
             root = model_folder(model)  # a hub id
         except HFValidationError:
-            raise FileNotFoundError(f"model {model}: expected a folder or a hub id, found no folder") from None
+            known = ", ".join([*shipped_names(), "a folder"])
+            raise FileNotFoundError(f"model {model}: expected {known} or a hub id, found no folder") from None
     if (root / part / "config.json").is_file():
         return root / part
     others = [name for name in ("tokenizer", "lm", "judge") if name != part and (root / name / "config.json").is_file()]

@@ -12,7 +12,7 @@ MAX_SEED = 2**32 - 1  # the most that all generators take
 Inputs = Annotated[list[str], typer.Argument(metavar="INPUT...", help="Files, folders or globs.", show_default=False)]
 Model = Annotated[
     str | None,
-    typer.Option("--model", "-m", help="Model folder; the shipped one by default.", show_default=False),
+    typer.Option("--model", "-m", help="A shipped model, a folder or a hub id.", show_default=False),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Where to write.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]

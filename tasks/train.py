@@ -91,14 +91,16 @@ def lm(
 ) -> int:
     """Train a language model over a tokenizer's pyramids; writes a model folder."""
     from lm.train import TrainLMConfig, train_lm
-    from tasks.models import part_of
+    from tasks.models import part_of, shipped_names
 
     with Console("train lm", as_json, writes=True) as console:
         console.quiet = _rank() > 0
         cfg = read_config(TrainLMConfig, "lm", config, overrides, seed, device, out if resume else None)
         if not cfg.tokenizer:
-            cfg = dataclasses.replace(cfg, tokenizer=str(part_of(None, "tokenizer")))
-            console.note("train lm: over the shipped tokenizer; another is chosen by tokenizer=FOLDER")
+            cfg = dataclasses.replace(cfg, tokenizer="mini")
+            console.note("train lm: over the shipped tokenizer mini; another is chosen by tokenizer=NAME or FOLDER")
+        if cfg.tokenizer in shipped_names():
+            cfg = dataclasses.replace(cfg, tokenizer=str(part_of(cfg.tokenizer, "tokenizer")))
         if print_config:
             return _print(console, cfg)
         if not resume:

@@ -101,7 +101,7 @@ def lm_step(device: torch.device, overrides: tuple[str, ...] = (), clip: Clip | 
 
     config = read_config(TrainLMConfig, "lm", ["mini"], list(overrides))
     torch.manual_seed(config.run.seed)
-    tokenizer = load_tokenizer()
+    tokenizer = load_tokenizer("mini")
     batch = _batch(config, tokenizer.config, clip)
     return _step(LMTraining(config, make_lm(config, tokenizer, batch["caption"])), batch, device)
 

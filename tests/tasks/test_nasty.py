@@ -12,7 +12,7 @@ import pytest
 
 from pyramid.data.video import read_clip
 from tasks import cli
-from tasks.models import DEFAULT
+from tasks.models import shipped_names
 
 DATA = Path(__file__).parents[2] / "../shared/data"
 MANIFEST = DATA / "nasty/manifest.jsonl"
@@ -20,7 +20,7 @@ ROWS = [json.loads(line) for line in MANIFEST.read_text(encoding="utf8").splitli
 
 pytestmark = [
     pytest.mark.skipif(not ROWS, reason="needs ../shared/data"),
-    pytest.mark.skipif(not (DEFAULT / "lm" / "config.json").is_file(), reason="the shipped model is absent"),
+    pytest.mark.skipif(not shipped_names(), reason="the shipped model is absent"),
 ]
 
 

@@ -1,7 +1,5 @@
 """What is said of the shipped model holds, on held-out clips other than those of the quickstart."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -9,10 +7,10 @@ from pyramid.data import grammar
 from pyramid.data.shapes import ShapesDataset, preset
 from pyramid.metrics import psnr
 from tasks.judge import ATTRIBUTES, Judge, agreement, judge_accuracy, wanted
-from tasks.models import DEFAULT, load_lm
+from tasks.models import SHIPPED, load_lm, shipped_names
 from tasks.showcase import caption_all, through_files
 
-pytestmark = pytest.mark.skipif(not (DEFAULT / "lm" / "config.json").is_file(), reason="the shipped model is absent")
+pytestmark = pytest.mark.skipif("mini" not in shipped_names(), reason="the shipped model is absent")
 COUNT = 96
 
 
@@ -32,7 +30,7 @@ def videos(items):
 
 
 def test_it_is_small():
-    size = sum(path.stat().st_size for path in Path(DEFAULT).rglob("*") if path.is_file())
+    size = sum(path.stat().st_size for path in (SHIPPED / "mini").rglob("*") if path.is_file())
     assert size < 25 * 2**20
 
 
@@ -57,10 +55,10 @@ def test_captions_of_files_are_as_right(lm, items, tmp_path):
 
 
 def test_the_judge_can_be_believed():
-    assert judge_accuracy(Judge.load(DEFAULT / "judge"), preset("mini"), count=200)["all"] >= 0.98
+    assert judge_accuracy(Judge.load(SHIPPED / "mini" / "judge"), preset("mini"), count=200)["all"] >= 0.98
 
 
 def test_generated_clips_show_what_was_asked(lm, items):
     tokens = lm.generate([item["caption"] for item in items], seed=100)
-    found = Judge.load(DEFAULT / "judge").attributes(lm.tokenizer.decode(tokens))
+    found = Judge.load(SHIPPED / "mini" / "judge").attributes(lm.tokenizer.decode(tokens))
     assert agreement(found, [wanted(item["attributes"]) for item in items])["all"] >= 0.80
