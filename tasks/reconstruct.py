@@ -11,7 +11,6 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pyramid.data.frames import VideoInfo
+    from pyramid.nn.blocks import State
     from pyramid.tokenizer import PyramidTokenizer
     from pyramid.tokens import TokenPyramid
 
@@ -185,12 +185,22 @@ def _num_chunks(tokenizer: PyramidTokenizer, frames: int | None) -> int | None:
 def _roundtrip(
     tokenizer: PyramidTokenizer, chunks: Iterator[Tensor], details: list[int], tile: int | None
 ) -> Iterator[tuple[Tensor, TokenPyramid, dict[int, Tensor]]]:
-    """(chunk, its tokens, its reconstruction at each detail) in step: `tee` holds one chunk at a time."""
-    originals, to_encode = tee(chunks)
-    parts, *copies = tee(tokenizer.encode_stream(to_encode, max(details), tile=tile), len(details) + 1)
-    streams = [tokenizer.decode_stream(copy, k, tile=tile) for copy, k in zip(copies, details, strict=True)]
-    for original, tokens, *decoded in zip(originals, parts, *streams, strict=True):
-        yield original, tokens, dict(zip(details, decoded, strict=True))
+    """(chunk, its tokens, its reconstruction at each detail), one chunk at a time. Not by `encode_stream`,
+    `decode_stream` and `itertools.tee`: a tee keeps up to 57 items alive that all its readers have passed."""
+    from pyramid.tokens import TokenPyramid
+
+    encoder: State | None = None
+    decoders: dict[int, State | None] = dict.fromkeys(details)
+    for chunk in chunks:
+        ids, encoder = tokenizer.encode_chunk(chunk, encoder, max(details), tile=tile)
+        tokens = TokenPyramid((ids,), *chunk.shape[2:])
+        decoded = {}
+        for k in details:
+            video, decoders[k] = tokenizer.decode_chunk(
+                ids[:k], decoders[k], height=tokens.height, width=tokens.width, tile=tile
+            )
+            decoded[k] = video[:, :, : tokens.num_frames]
+        yield chunk, tokens, decoded
 
 
 def _count(
