@@ -53,9 +53,10 @@ def build_word_table(
     Args:
         model: local folder or hub id; `source`, what the table says of it, is its last part by default.
         space: "sentence", or "input" for the model's input embeddings.
-        num_words: the most words that the table may have. They are `extra` (say, the words of the captions to come),
-            then `only` (a list of words), or without it the whole words of the model's vocabulary in their order. What
-            is no lower-case word of two letters or more is left out, and so are duplicates, of words and of embeddings.
+        num_words: the most words that the table may have. They are `extra` (say, the words of the captions to come, among
+            which numerals count), then `only` (a list of words), or without it the whole words of the model's
+            vocabulary in their order. What is no lower-case word of two letters or more is left out, and so are
+            duplicates, of words and of embeddings.
 
     Raises:
         ValueError: fewer than two distinct words, or counts below 2. FileNotFoundError: no such model.
@@ -63,7 +64,8 @@ def build_word_table(
     _check("build_word_table", num_words, dim)
     encoder = TextEncoder(model, space=space, device=device)
     chosen = encoder.whole_words() if only is None else only
-    words = [word for word in dict.fromkeys([*extra, *chosen]) if is_word(word)][:num_words]
+    said = [word for word in extra if is_word(word) or word.isdecimal()]
+    words = list(dict.fromkeys([*said, *(word for word in chosen if is_word(word))]))[:num_words]
     if len(words) < 2:
         raise ValueError(f"build_word_table: {model}: expected two whole words or more, got {len(words)}")
     kept, (mean, basis, embeddings) = _distinct(encoder(words).double(), dim)
@@ -84,7 +86,7 @@ def learn_word_table(
     _check("learn_word_table", num_words, dim)
     if min_count < 1 or shift < 0:
         raise ValueError(f"learn_word_table: expected min_count >= 1 and shift >= 0, got {min_count}, {shift}")
-    sentences = [[word for word in content_words(caption) if is_word(word)] for caption in captions]
+    sentences = [[word for word in content_words(caption) if is_word(word) or word.isdecimal()] for caption in captions]
     counts = Counter(word for sentence in sentences for word in sentence)
     words = [word for word, count in counts.most_common() if count >= min_count][:num_words]
     if len(words) < 2:

@@ -133,5 +133,6 @@ class WordTable:
 
 
 def content_words(caption: str) -> list[str]:
-    """The distinct words of a caption in lower case, in order of appearance, without those that carry no picture."""
-    return [word for word in dict.fromkeys(re.findall(r"[a-z]+", caption.lower())) if word not in STOP_WORDS]
+    """The distinct words and numerals of a caption in lower case, in order of appearance, without those that carry no
+    picture."""
+    return [word for word in dict.fromkeys(re.findall(r"[a-z]+|[0-9]+", caption.lower())) if word not in STOP_WORDS]

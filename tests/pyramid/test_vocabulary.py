@@ -94,6 +94,12 @@ def test_captions_make_a_table_of_their_words(captions):
     assert again.hash == table.hash and again.words == table.words
 
 
+def test_numerals_of_captions_are_words():
+    table = learn_word_table([f"writing Greek character {number}" for number in (3, 14, 15)] * 2)
+    assert {"3", "14", "15"} <= set(table.words)
+    assert [table.words[i] for i in table.content_ids("Character 14, in Greek")] == ["character", "14", "greek"]
+
+
 def test_words_of_one_place_stay_apart_and_what_goes_together_is_near(captions):
     """ "cup" nearly always stands beside "tea", never beside "ball"; "game" always beside "ball", so they are one."""
     extra = ["cup of tea", "ball game"] * 40 + ["cup", "tea"] * 4
