@@ -53,8 +53,8 @@ def build_word_table(
     Args:
         model: local folder or hub id; `source`, what the table says of it, is its last part by default.
         space: "sentence", or "input" for the model's input embeddings.
-        num_words: the most words that the table may have. They are `extra` (say, the words of the captions to come, among
-            which numerals count), then `only` (a list of words), or without it the whole words of the model's
+        num_words: the most words that the table may have. They are `extra` (say, the words of the captions to come,
+            among which numerals count), then `only` (a list of words), or without it the whole words of the model's
             vocabulary in their order. What is no lower-case word of two letters or more is left out, and so are
             duplicates, of words and of embeddings.
 
