@@ -243,6 +243,8 @@ def write(result: Evaluation, out: Path) -> None:
 
 def report(result: Evaluation) -> str:
     """Two tables, a row a detail, and the protocol."""
+    from tasks.evaluation import COVERAGES
+
     rows, protocol = result.rows, result.protocol
     scales = protocol["ms_ssim_scales"]
     titles = [
@@ -280,6 +282,15 @@ def report(result: Evaluation) -> str:
         known.append(["chance", ""] + [_percent(rows[0]["chance"][name]) for name in names])
         lines += ["", "Understanding: % right, linear probes on the codes up to each detail"]
         lines += _table(["detail", "tokens", *names], known)
+    if any(row["coverage"] is not None for row in rows):
+        said = [
+            [str(row["detail"]), str(row["tokens"])]
+            + ["none" if row[name] is None else _percent(row[name], row["spread"][name]) for name in COVERAGES]
+            for row in rows
+            if row["coverage"] is not None
+        ]
+        lines += ["", "Words: % of what captions say that some word names; and of what another clip's caption says"]
+        lines += _table(["detail", "tokens", "own", "another's"], said)
     if len(protocol["seeds"]) > 1:
         same = len({*protocol["clips_a_seed"], protocol["clips"]}) == 1
         lines += ["", f"Means of {len(protocol['seeds'])} seeds, +- half their range"]

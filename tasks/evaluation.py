@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 Track = Callable[[Iterable[Any], str, int], Iterator[Any]]
 FIGURES = ("psnr", "ssim", "ms_ssim")
+COVERAGES = ("coverage", "coverage_shuffled")
 ALL = "all"  # all targets of a clip right together
 
 _BATCH_PIXELS = 1 << 20  # of the clips that are encoded together
@@ -42,7 +43,9 @@ class Evaluation:
     too small); understanding: accuracy of the probes by target, and of all targets together (None without probes);
     chance: the same of always giving the class most frequent in training; spread: half the range of each figure over
     the seeds; seeds: the figures of each; and of the level that the detail adds: codebook, codebook_size, level_tokens,
-    codes_counted, usage, perplexity, over all clips scored.
+    codes_counted, usage, perplexity, over all clips scored. At details that add a level of words: coverage, the mean
+    share of what a clip's caption says that some word up to the detail names, of any chunk; coverage_shuffled, the same
+    by the caption of another clip (None at other details, and without captions).
 
     `protocol`: what was done to which clips. `broken`: clips that could not be read, with the reason."""
 
@@ -63,6 +66,8 @@ class _Seed:
     clips: int = 0
     right: Counter[tuple[int, str]] = field(default_factory=Counter)  # by detail (0 for chance) and target
     labelled: Counter[str] = field(default_factory=Counter)
+    named: Counter[tuple[int, str]] = field(default_factory=Counter)  # by detail and COVERAGES, sums over clips
+    captioned: Counter[str] = field(default_factory=Counter)  # clips that count, by COVERAGES
 
 
 def evaluate_tokenizer(
@@ -108,6 +113,7 @@ def evaluate_tokenizer(
                 usage.update(ids)
         _score_pixels(tokenizer, tokens, batch, video, runs, rounding)
         _score_probes(code_features(tokenizer, tokens), batch, source.classes, runs)
+        _score_words(tokenizer.words(tokens), tokenizer.word_levels, batch, runs)
         num_read += len(batch)
         num_short += sum(clip.num_valid < video.shape[2] for clip in batch)
         geometry = tokens
@@ -242,6 +248,22 @@ def _score_probes(
             run.right[k, ALL] += len(set(complete).intersection(*good.values()))
 
 
+def _score_words(
+    words: list[list[list[list[str]]]], word_levels: list[int], batch: list[HeldOutClip], runs: list[_Seed]
+) -> None:
+    """`words` as `PyramidTokenizer.words` gives them; the other clip of a clip is the next of the batch."""
+    for run in runs:
+        rows = [row for row, clip in enumerate(batch) if clip.index in run.scored and clip.says]
+        for row, other in zip(rows, rows[1:] + rows[:1], strict=True):
+            compared = {"coverage": row} | ({"coverage_shuffled": other} if other != row else {})
+            run.captioned.update(compared.keys())
+            for count, index in enumerate(word_levels, start=1):
+                said = {word for chunk in words[row] for level in chunk[:count] for word in level}
+                for name, of in compared.items():
+                    says = batch[of].says
+                    run.named[index + 1, name] += sum(not said.isdisjoint(group) for group in says) / len(says)
+
+
 def _accuracies(run: _Seed, k: int) -> dict[str, float]:
     names = [*run.probes, *([ALL] if len(run.probes) > 1 else [])]
     return {name: run.right[k, name] / run.labelled[name] for name in names if run.labelled[name]}
@@ -256,6 +278,8 @@ def _row(
         means = {name: run.sums[k, name] / run.clips for name in FIGURES[:num_figures]}
         figures: dict[str, Any] = {name: means.get(name) for name in FIGURES}
         figures["understanding"] = _accuracies(run, k) or None
+        for name in COVERAGES:
+            figures[name] = run.named[k, name] / run.captioned[name] if (k, name) in run.named else None
         seeds.append({"seed": run.seed, "clips": run.clips, **figures})
         if run.probes:
             seeds[-1]["l2"] = {target: probes[k - 1].strength for target, probes in run.probes.items()}
@@ -283,7 +307,7 @@ def _over_seeds(seeds: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, 
     """The mean of every figure, and half its range; those that a seed does not have are None."""
     mean: dict[str, Any] = {}
     spread: dict[str, Any] = {}
-    for name in (name for name in (*FIGURES, "understanding") if name in seeds[0]):
+    for name in (name for name in (*FIGURES, *COVERAGES, "understanding") if name in seeds[0]):
         values = [seed[name] for seed in seeds]
         if any(value is None for value in values):
             mean[name] = spread[name] = None

@@ -15,9 +15,11 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 from pyramid.data.folder import Clip, FolderDataset
+from pyramid.data.grammar import content_groups
 from pyramid.data.shapes import SPLITS, ShapesConfig, ShapesDataset
 from pyramid.data.transforms import RESIZE_FILTER
 from pyramid.data.video import VideoError
+from pyramid.words import content_words
 from tasks.judge import ATTRIBUTES, wanted
 
 HELD_OUT = ("val", "validation", "test")  # splits of a folder that are evaluated unless told otherwise
@@ -30,12 +32,13 @@ Part = Literal["held_out", "train"]
 @dataclass(frozen=True, eq=False)
 class HeldOutClip:
     """`video` (3, T, H, W) in [-1, 1], of which the first `num_valid` frames are the clip's own; `labels`: the class of
-    each target that the clip has."""
+    each target that the clip has; `says`: what its caption says, each thing as the words that name it."""
 
     index: int
     video: Tensor
     num_valid: int
     labels: dict[str, str]
+    says: tuple[frozenset[str], ...] = ()
 
 
 class Source(Protocol):
@@ -86,6 +89,7 @@ class ShapesSource:
                     item["video"],
                     self.world.num_frames,
                     wanted(item["attributes"]) if len(item["attributes"].objects) == 1 else {},
+                    content_groups(item["attributes"]),
                 )
                 for item in items
             ]
@@ -175,7 +179,8 @@ class ClipsSource:
             self.broken[str(clip.path)] = str(error)
             return None
         labels = {name: label for name in self.classes if (label := _label(clip, name)) is not None}
-        return HeldOutClip(index, item["video"], item["num_valid"], labels)
+        says = tuple(frozenset([word]) for word in content_words(item["caption"]))
+        return HeldOutClip(index, item["video"], item["num_valid"], labels, says)
 
     def describe(self) -> dict[str, Any]:
         dataset = self.held_out

@@ -71,6 +71,21 @@ _MOTION_KEYS = {
 }
 
 
+def content_groups(scene: SceneAttributes) -> tuple[frozenset[str], ...]:
+    """What a caption says of the objects - shape, colour, size, motion, each once - as the words that name it."""
+    groups = dict.fromkeys(
+        frozenset(words)
+        for thing in scene.objects
+        for words in (
+            SIZE_WORDS[thing.size],
+            COLOUR_WORDS[thing.colour],
+            SHAPE_WORDS[thing.shape],
+            _MOTION_KEYS[thing.motion].split(),
+        )
+    )
+    return tuple(groups)
+
+
 class _Choice:
     """A wording for each value: the canonical one, or one that a hash of the key picks."""
 

@@ -18,7 +18,7 @@ from pyramid.quantize import LevelConfig
 from pyramid.tokenizer import PyramidTokenizer, TokenizerConfig
 from tasks import cli
 from tasks.evaluate import report, split_arguments
-from tasks.evaluation import evaluate_tokenizer
+from tasks.evaluation import COVERAGES, FIGURES, evaluate_tokenizer
 from tasks.held_out import ClipsSource, HeldOutClip, ShapesSource, clips_source
 
 LEVELS = (LevelConfig("bits", 1, 1, 1, bits=7), LevelConfig("bits", 1, 2, 2, bits=5), LevelConfig("fsq", 2, 4, 4))
@@ -159,10 +159,25 @@ def test_probes_read_what_is_in_the_codes_from_its_level_on(tokenizer):
     accuracy = [row["understanding"]["bit"] for row in result.rows]
     chance = result.rows[0]["chance"]["bit"]
     assert 0.45 < chance < 0.75, "or the test shows nothing"
-    assert accuracy[1] == 1.0 and accuracy[2] > 0.95
+    assert accuracy[1] > 0.95 and accuracy[2] > 0.95
     assert accuracy[0] < 0.9
     assert source.most_alive <= 2 * 32 + 32, "clips are let go, batch by batch"
     assert result.protocol["clips_a_seed"] == [200, 200] and 200 < result.protocol["clips"] <= 300
+
+
+def test_words_cover_what_captions_say():
+    """A tokenizer whose words are those of the first clip's caption, whatever it sees."""
+    tokenizer = PyramidTokenizer(TokenizerConfig(channels=(8, 16), depths=(0, 1), dim=16, depth=1)).eval()
+    source = ShapesSource(preset("mini"))
+    captions = [ShapesDataset(preset("mini"), "test").describe([index])[0]["caption"] for index in range(4)]
+    said = [word for word in ("large", "red", "star", "left") if any(word in caption for caption in captions)]
+    tokenizer.words = lambda tokens: [[[["the"], said]] * len(tokens.ids)] * tokens.batch_size
+    source.size = lambda part: 4 if part == "held_out" else 1000
+    rows = evaluate_tokenizer(tokenizer, source, seeds=[0], probe_clips=100).rows
+    share = [sum(word in caption.split() for word in said) / 4 for caption in captions]
+    assert rows[0]["coverage"] == 0 and rows[2]["coverage"] is None
+    assert rows[1]["coverage"] == pytest.approx(sum(share) / 4)
+    assert rows[1]["coverage_shuffled"] == pytest.approx(sum(share) / 4)  # all say the same
 
 
 def test_labels_without_meaning_are_read_at_chance(tokenizer):
@@ -295,7 +310,7 @@ def test_json_rows_then_the_protocol(capsys, model, folder):
         for name in ("tokens", "level_tokens", "codebook_size", "codes_counted"):
             assert isinstance(row[name], int), name
         assert row["understanding"].keys() == row["chance"].keys() == {"label", "alphabet", "all"}
-        assert row["spread"].keys() == {"psnr", "ssim", "ms_ssim", "understanding"}
+        assert row["spread"].keys() == {*FIGURES, *COVERAGES, "understanding"}
         assert [seed["seed"] for seed in row["seeds"]] == [0, 1]
         assert row["spread"]["psnr"] == 0  # both seeds score all clips
     needed = "data split size resize_filter crop rate clips clips_hash short_clips broken_clips rounding understanding"
