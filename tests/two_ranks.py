@@ -41,7 +41,8 @@ def step(kind: str | None) -> dict[str, Any]:
     total = module.total(out, video, batch)
     total.backward()
     gradients = {name: mean_over_ranks(p.grad) for name, p in module.tokenizer.named_parameters() if p.grad is not None}
-    module.update_codebooks(out.chunks)
+    for _ in range(2):  # the codebooks start, then they move
+        module.update_codebooks(out.chunks)
     critic, terms = module.adversary.for_discriminator(video, out.video, 0)
     critic.backward()
     module.adversary.remember(terms)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from pyramid import ops
 from pyramid.quantize.base import Quantized
 
+KMEANS_ROUNDS = 10  # on the first vectors
+
 
 class VectorQuantizer(nn.Module):
     """Codebook (K, dim) of unit-scale vectors; `counts` (K,) and `sums` (K, dim) are the moving averages.
@@ -34,6 +36,7 @@ class VectorQuantizer(nn.Module):
         self.register_buffer("counts", torch.ones(codebook_size))
         self.register_buffer("sums", self.embeddings.clone())
         self.register_buffer("idle", torch.zeros(codebook_size))
+        self.register_buffer("started", torch.tensor(False))
 
     def quantize(self, x: Tensor) -> Quantized:
         x = x.float()
@@ -46,6 +49,9 @@ class VectorQuantizer(nn.Module):
         """Move the codebook to the vectors x (..., dim), whose codes are ids (...) int64; `generator` (CPU) draws where
         dead codes restart. Returns how many did."""
         x, ids = x.detach().float().reshape(-1, self.dim), ids.reshape(-1)
+        if not self.started:
+            self._start(x, generator)
+            return 0
         counts = torch.bincount(ids, minlength=self.codebook_size).to(x)
         sums = torch.zeros_like(self.sums).index_add_(0, ids, x)
         self.counts.lerp_(counts, 1 - self.decay)
@@ -60,6 +66,20 @@ class VectorQuantizer(nn.Module):
         self.embeddings[dead], self.sums[dead] = revived, expected * revived
         self.counts[dead], self.idle[dead] = expected, 0.0
         return len(dead)
+
+    def _start(self, x: Tensor, generator: torch.Generator | None) -> None:
+        """Put the codes among the first vectors, by k-means."""
+        order = torch.randperm(len(x), generator=generator).to(x.device)
+        self.embeddings.copy_(x[order[torch.arange(self.codebook_size, device=x.device) % len(x)]])
+        for _ in range(KMEANS_ROUNDS):
+            ids = self.codes_to_ids(x)
+            counts = torch.bincount(ids, minlength=self.codebook_size).to(x)
+            sums = torch.zeros_like(self.sums).index_add_(0, ids, x)
+            used = counts > 0
+            self.embeddings[used] = sums[used] / counts[used, None]
+        self.counts.copy_(counts.clamp_min(1))
+        self.sums.copy_(self.embeddings * self.counts[:, None])
+        self.started.fill_(True)
 
     def ids_to_codes(self, ids: Tensor) -> Tensor:
         # A copy: the codebook moves in place while autograd may still need these rows.

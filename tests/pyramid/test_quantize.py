@@ -99,6 +99,17 @@ def test_a_learned_codebook_follows_the_data():
     assert len(quantizer.quantize(data).ids.unique()) >= 14  # dead codes were revived
 
 
+def test_a_codebook_starts_among_the_first_vectors():
+    quantizer = VectorQuantizer(16, 4).train()
+    data = 100 + torch.randn(500, 4)
+    assert quantizer.update(data, quantizer.codes_to_ids(data)) == 0
+    assert len(quantizer.quantize(data).ids.unique()) == 16
+    assert (quantizer.quantize(data).codes - data).square().mean() < 0.5 * data.var()
+    again = VectorQuantizer(64, 4).train()  # fewer vectors than codes: none is left behind
+    again.update(data[:10], again.codes_to_ids(data[:10]))
+    torch.testing.assert_close(again.quantize(data[:10]).codes, data[:10])
+
+
 def test_quantizing_leaves_the_codebook_alone():
     quantizer = VectorQuantizer(16, 4).train()
     before = {name: buffer.clone() for name, buffer in quantizer.named_buffers()}
@@ -112,6 +123,7 @@ def test_codes_in_use_stay():
     quantizer = VectorQuantizer(256, 16).train()
     quantizer.embeddings.copy_(centres)
     quantizer.sums.copy_(centres)
+    quantizer.started.fill_(True)
     for _ in range(2000):  # uses of each code: 31
         some = centres[torch.randint(256, (4,))]
         assert quantizer.update(some, quantizer.codes_to_ids(some)) == 0
@@ -120,6 +132,7 @@ def test_codes_in_use_stay():
 
 def test_dead_codes_restart_at_different_vectors():
     quantizer = VectorQuantizer(16, 4).train()
+    quantizer.started.fill_(True)
     data = 100 + torch.randn(16, 4)  # nearest to one code, all of them
     restarted = [quantizer.update(data, quantizer.codes_to_ids(data)) for _ in range(22)]
     assert sum(restarted) == 15

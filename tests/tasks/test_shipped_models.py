@@ -1,17 +1,23 @@
-"""What is said of the shipped model holds, on held-out clips other than those of the quickstart."""
+"""What is said of the shipped models holds, on held-out clips; of `mini`, on others than those of the quickstart."""
+
+import itertools
+import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from pyramid.data import grammar
+from pyramid.data.folder import Clip, FolderDataset
 from pyramid.data.shapes import ShapesDataset, preset
 from pyramid.metrics import psnr
 from tasks.judge import ATTRIBUTES, Judge, agreement, judge_accuracy, wanted
-from tasks.models import SHIPPED, load_lm, shipped_names
+from tasks.models import SHIPPED, load_lm, load_tokenizer, shipped_names
 from tasks.showcase import caption_all, through_files
 
-pytestmark = pytest.mark.skipif("mini" not in shipped_names(), reason="the shipped model is absent")
+pytestmark = pytest.mark.skipif("mini" not in shipped_names(), reason="the shipped models are absent")
 COUNT = 96
+DATA = Path(__file__).parents[2] / "../shared/data"
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +35,39 @@ def videos(items):
     return torch.stack([item["video"] for item in items])
 
 
-def test_it_is_small():
-    size = sum(path.stat().st_size for path in (SHIPPED / "mini").rglob("*") if path.is_file())
+@pytest.mark.parametrize("name", shipped_names())
+def test_they_are_small_and_have_a_card(name):
+    size = sum(path.stat().st_size for path in (SHIPPED / name).rglob("*") if path.is_file())
     assert size < 25 * 2**20
+    assert (SHIPPED / name / "README.md").read_text(encoding="utf8").startswith("---\nlicense: apache-2.0\n")
+
+
+def details(tokenizer, video):
+    """PSNR of held-out clips at each detail."""
+    tokens = tokenizer.encode(video)
+    return [psnr(tokenizer.decode(tokens, k), video).mean().item() for k in range(1, tokenizer.num_levels + 1)]
+
+
+def rises(figures):
+    return all(a < b for a, b in itertools.pairwise(figures))
+
+
+def test_shapes_rises_with_every_detail():
+    tokenizer = load_tokenizer("shapes")
+    items = ShapesDataset(preset("full"), "test").__getitems__(range(5000, 5032))
+    figures = details(tokenizer, torch.stack([item["video"] for item in items]))
+    assert rises(figures[2:]) and figures[-1] >= 30
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data")
+def test_robot_rises_with_every_detail():
+    tokenizer = load_tokenizer("robot")
+    c = tokenizer.config
+    lines = [json.loads(line) for line in (DATA / "manifest.jsonl").read_text(encoding="utf8").splitlines()]
+    clips = [Clip(DATA / row["path"]) for row in lines if row["subset"] == "droid" and row["split"] == "val"][::4]
+    held_out = FolderDataset(DATA, clips=clips, num_frames=c.num_frames, size=c.size, fps=c.fps, crop="center")
+    figures = details(tokenizer, torch.stack([held_out[index]["video"] for index in range(len(clips))]))
+    assert rises(figures) and figures[-1] >= 21
 
 
 def test_reconstruction_rises_with_every_detail(lm, videos):
