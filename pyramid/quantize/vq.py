@@ -1,5 +1,6 @@
 """Vector quantization with a learned codebook (VQ-VAE, 1711.00937), moved by exponential moving averages (its appendix
-A.1); codes that nothing has used for a while restart at vectors of the batch (Jukebox, 2005.00341, section 3.1).
+A.1); codes that nothing has used for a while restart at vectors of the batch (Jukebox, 2005.00341, section 3.1). It
+starts among the vectors of the first batch, by k-means, and its gradient is that of the rotation trick (`rotate`).
 
 `quantize` changes nothing. The codebook moves by `update`, which training calls once a step with the vectors of the
 joint batch of all ranks: then every rank has the codebook that one process would have.
@@ -16,6 +17,19 @@ from pyramid.quantize.base import Quantized
 KMEANS_ROUNDS = 10  # on the first vectors
 
 
+def rotate(x: Tensor, codes: Tensor) -> Tensor:
+    """The codes, whose gradient reaches x (..., dim) as if they were x turned and scaled onto them by a matrix that is
+    held fixed: the rotation trick (2410.06424, section 4). A straight-through gradient would be the same wherever in
+    its code's cell x lies."""
+    norm = x.detach().norm(dim=-1, keepdim=True).clamp_min(1e-6)
+    length = codes.norm(dim=-1, keepdim=True)
+    e, q = x.detach() / norm, codes / length.clamp_min(1e-6)
+    r = torch.nn.functional.normalize(e + q, dim=-1)
+    turned = x - 2 * (x * r).sum(-1, keepdim=True) * r + 2 * (x * e).sum(-1, keepdim=True) * q
+    moved = turned * (length / norm)
+    return codes + (moved - moved.detach())
+
+
 class VectorQuantizer(nn.Module):
     """Codebook (K, dim) of unit-scale vectors; `counts` (K,) and `sums` (K, dim) are the moving averages.
 
@@ -25,7 +39,7 @@ class VectorQuantizer(nn.Module):
     """
 
     def __init__(
-        self, codebook_size: int, dim: int, *, decay: float = 0.99, commitment: float = 0.25, patience: float = 20.0
+        self, codebook_size: int, dim: int, *, decay: float = 0.8, commitment: float = 0.25, patience: float = 20.0
     ) -> None:
         super().__init__()
         if codebook_size < 2 or dim < 1:
@@ -43,7 +57,7 @@ class VectorQuantizer(nn.Module):
         ids = self.codes_to_ids(x)
         codes = self.ids_to_codes(ids)
         loss = self.commitment * (x - codes.detach()).square().mean()
-        return Quantized(ops.straight_through(x, codes), ids, loss)
+        return Quantized(rotate(x, codes), ids, loss)
 
     def update(self, x: Tensor, ids: Tensor, generator: torch.Generator | None = None) -> int:
         """Move the codebook to the vectors x (..., dim), whose codes are ids (...) int64; `generator` (CPU) draws where

@@ -55,10 +55,18 @@ def before_quantization(quantizer, x):
         size = torch.tensor(quantizer.levels)
         half, offset = (size - 1) / 2 * 0.999, (size % 2 == 0) / 2
         return (torch.tanh(x + torch.atanh(offset / half)) * half - offset) / (size // 2)
+    if isinstance(quantizer, VectorQuantizer):  # the matrix that turns and scales x onto its code, held fixed
+        fixed, code = x.detach(), quantizer.ids_to_codes(quantizer.codes_to_ids(x))
+        e, q = (torch.nn.functional.normalize(v, dim=-1)[..., None] for v in (fixed, code))
+        r = torch.nn.functional.normalize(e + q, dim=-2)
+        turn = torch.eye(x.shape[-1]) - 2 * r @ r.mT + 2 * q @ e.mT
+        turn = turn * (code.norm(dim=-1) / fixed.norm(dim=-1))[..., None, None]
+        torch.testing.assert_close((turn @ fixed[..., None])[..., 0], code)
+        return (turn @ x[..., None])[..., 0]
     return x
 
 
-def test_gradient_of_the_codes_passes_straight_through(quantizer):
+def test_gradient_of_the_codes_reaches_what_was_quantized(quantizer):
     """Of the codes alone: the loss has a gradient of its own."""
     x = torch.randn(4, 30, quantizer.dim, requires_grad=True)
     weight = torch.randn(4, 30, quantizer.dim)
