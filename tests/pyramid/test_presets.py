@@ -15,14 +15,16 @@ CONFIGS = importlib.resources.files("pyramid") / "configs"
 PRESETS = {
     "mini": (57, 0.083, 4.8),
     "small": (349, 0.169, 5.1),
+    "handwriting": (477, 0.162, 5.3),
     "robot": (837, 0.161, 5.3),
     "base": (597, 0.082, 13.0),
     "large": (2389, 0.082, 152),
 }
+FOLDERS = ("handwriting", "robot")
 
 
 def read(name):
-    clips = ["data.path=clips"] if name == "robot" else []  # of a folder, which there is no default for
+    clips = ["data.path=clips"] if name in FOLDERS else []  # of a folder, which there is no default for
     return load(TrainTokenizerConfig, str(CONFIGS / f"{name}.yaml"), overrides=clips)
 
 
@@ -48,7 +50,7 @@ def test_a_preset_makes_a_tokenizer(name):
 def test_words_on_top_codes_below(name):
     config = read(name).model
     kinds = [level.codebook for level in config.levels]
-    below = "vq" if name == "robot" else "bits"
+    below = "vq" if name in FOLDERS else "bits"
     assert kinds == sorted(kinds, key=["words", below].index) and set(kinds) == {"words", below}
     counts = [level.t * level.h * level.w for level in config.levels]
     assert counts == sorted(counts)
