@@ -34,9 +34,9 @@ def main(path: str) -> None:
     for k in range(1, tokenizer.num_levels + 1):
         kind = tokenizer.config.levels[k - 1].codebook
         said = " ".join(f"“{word}”" for word in words[k - 1]) if k <= len(words) else f"{kind}, decoded with all above"
-        rows.append(
-            (f"level {k}: {said}\n{tokens.num_tokens(k)} of {tokens.num_tokens()} tokens", tokenizer.decode(tokens, k))
-        )
+        label = textwrap.fill(f"level {k}: {said}", 48)
+        label += f"\n{tokens.num_tokens(k)} of {tokens.num_tokens()} tokens"
+        rows.append((label, tokenizer.decode(tokens, k)))
     rows.append((textwrap.fill(f"the clip: {item['caption']}", 34), video))
     figure, axes = plt.subplots(len(rows), NUM_FRAMES, figsize=(1.15 * NUM_FRAMES + 4.2, 1.15 * len(rows)))
     shown = torch.linspace(0, c.num_frames - 1, NUM_FRAMES).round().int().tolist()

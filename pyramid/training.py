@@ -138,8 +138,8 @@ def _mix(*numbers: int) -> int:
 
 
 class MovingAverage(WeightAveraging):
-    """Exponential moving average of the weights, used for validation and for what is saved. The decay warms up, so
-    that a short run is not averaged with its random start.
+    """Exponential moving average of the weights, learned codebooks among them, used for validation and for what is
+    saved. The decay warms up, so that a short run is not averaged with its random start.
 
     Keeps the state of the run in `path`, weights and average: every `every` steps, when the run is interrupted, and at
     its end, before the weights give way to their average. The file is always whole. `ended`: the run came to its end.
@@ -151,7 +151,7 @@ class MovingAverage(WeightAveraging):
             moved = averaged.is_floating_point()
             return averaged.lerp(current, 1 - min(decay, (1 + n) / (10 + n))) if moved else current
 
-        super().__init__(device=device, avg_fn=average, use_buffers=False)
+        super().__init__(device=device, avg_fn=average, use_buffers=True)
         self.path, self.every, self.ended, self._swapped = path, every, False, False
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *args: Any) -> None:

@@ -94,11 +94,11 @@ def test_the_tokenizer_is_timed(small_cases, capsys, tmp_path):
     assert recorded["Cosmos", "decode"]["frames_per_s"] == pytest.approx(5.0, abs=0.05)
     assert recorded["VidTok", "encode"]["frames_per_s"] == pytest.approx(0.7, abs=0.05)
     assert json.loads(out.with_suffix(".json").read_text()) == rows
-    assert out.with_suffix(".txt").read_text().startswith("# mini: 4.8 M parameters, stride 4x8x8")
+    assert out.with_suffix(".txt").read_text().startswith("# mini: 4.9 M parameters, stride 4x8x8")
     assert cli.main(["bench", "tokenizer", "--out", str(out)]) == 2
     assert "exists already" in capsys.readouterr().err
 
 
 def test_an_unknown_preset_names_the_known(capsys):
     assert cli.main(["bench", "tokenizer", "-c", "bse"]) == 2
-    assert "one of base, large, mini, small" in capsys.readouterr().err
+    assert "one of base, handwriting, large, mini, robot, small" in capsys.readouterr().err

@@ -104,21 +104,21 @@ def test_a_sheet_has_a_row_a_level_and_a_column_a_chunk_and_time(tokenizer):
 
 
 def test_words_of_a_clip(capsys, clip, tmp_path):
-    """With the shipped model, on a clip whose words are known."""
-    code, out, _ = run(capsys, "words", clip)
+    """With the shipped model mini, on a clip whose words are known."""
+    code, out, _ = run(capsys, "words", "-m", "mini", clip)
     assert code == 0 and out[0] == f"{clip}:" and len(out) == 5
     assert out[4].startswith("  chunk 1, level 2: ") and out[4].count(" | ") == 3
-    code, out, _ = run(capsys, "words", clip, "--json", "--others", "2", "--out", tmp_path / "sheet.png")
+    code, out, _ = run(capsys, "words", "-m", "mini", clip, "--json", "--others", "2", "--out", tmp_path / "sheet.png")
     record = json.loads(out[0])
     said = {word["word"] for level in record["chunks"][1] for word in level["words"]}
-    table = load_tokenizer().table
+    table = load_tokenizer("mini").table
     assert said == set(table.ids_to_words(table.content_ids(ShapesDataset(preset("mini"), "test")[0]["caption"])))
     assert all(len(word["others"]) == 2 for word in record["chunks"][0][1]["words"])
     assert record["out"] == str(tmp_path / "sheet.png") and Image.open(tmp_path / "sheet.png").size[0] > 500
-    code, _, err = run(capsys, "words", clip, "--out", tmp_path / "sheet.png")
+    code, _, err = run(capsys, "words", "-m", "mini", clip, "--out", tmp_path / "sheet.png")
     assert code == 2 and "exists already; give another --out, or --overwrite" in err[0]
-    assert run(capsys, "words", clip, "--out", tmp_path / "sheet.png", "--overwrite")[0] == 0
-    code, _, err = run(capsys, "words", clip, "--out", tmp_path / "sheet.mp4")
+    assert run(capsys, "words", "-m", "mini", clip, "--out", tmp_path / "sheet.png", "--overwrite")[0] == 0
+    code, _, err = run(capsys, "words", "-m", "mini", clip, "--out", tmp_path / "sheet.mp4")
     assert code == 2 and "expected a .png or a folder, got .mp4" in err[0]
 
 
