@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tasks.judge import Judge
 
 SHIPPED = Path(__file__).parent / "shipped"
-DEFAULTS = {"tokenizer": "shapes", "lm": "mini", "judge": "mini"}  # the shipped model that a verb takes for a part
+DEFAULTS = {"tokenizer": "mini", "lm": "mini", "judge": "mini"}  # the shipped model that a verb takes for a part
 
 
 def shipped_names() -> list[str]:
