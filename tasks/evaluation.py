@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import platform
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -66,7 +66,7 @@ class _Seed:
     clips: int = 0
     right: Counter[tuple[int, str]] = field(default_factory=Counter)  # by detail (0 for chance) and target
     labelled: Counter[str] = field(default_factory=Counter)
-    named: Counter[tuple[int, str]] = field(default_factory=Counter)  # by detail and COVERAGES, sums over clips
+    named: defaultdict[tuple[int, str], float] = field(default_factory=lambda: defaultdict(float))  # over clips
     captioned: Counter[str] = field(default_factory=Counter)  # clips that count, by COVERAGES
 
 
