@@ -18,7 +18,6 @@ import argparse
 import math
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +28,14 @@ from pyramid.config import load
 from pyramid.data.datamodule import collate_clips
 from pyramid.data.sources import make_datasets
 from pyramid.losses import reconstruction_loss
-from pyramid.metrics import CodeUsage, psnr
+from pyramid.metrics import CodeUsage, psnr, raw_bits
 from pyramid.nn.decoder import Decoder
 from pyramid.nn.encoder import Encoder
 from pyramid.optim import MuonAdamW
 from pyramid.schedule import RunConfig, Schedule, training_precision
 from pyramid.tokenizer import TokenizerConfig
 from pyramid.train import TokenizerTraining, TrainTokenizerConfig
+from tasks.models import codebook_sizes
 from tasks.train import config_path
 
 BATCH = 16  # of validation
@@ -50,11 +50,10 @@ class Pyramid:
         self.module.log_dict = self.module.log = lambda *args, **kwargs: None
         self.tokenizer = self.model = self.module.tokenizer
         self.inside = self.module.inside()
-        self.module.schedule.start()
+        self.schedule = self.module.schedule
 
     def objective(self, batch: dict, step: int) -> tuple[Tensor, Callable[[], None]]:
         self.module.step = step
-        self.module.schedule.tick()
         out, video = self.module.reconstruct(batch)
         return self.module.total(out, video, batch), lambda: self.module.update_codebooks(out.chunks)
 
@@ -67,12 +66,10 @@ class Pyramid:
         return details, self.module.words_hit(tokens, batch["caption"])
 
     def codebook_sizes(self) -> list[int]:
-        return [level.quantizer.codebook_size for level in self.tokenizer.levels.levels]
+        return codebook_sizes(self.tokenizer)
 
     def bits(self, num_frames: int) -> float:
-        levels = [math.log2(size) for size in self.codebook_sizes()]
-        chunks = self.tokenizer.pyramids(num_frames)
-        return sum(math.prod(g.grid) * b for chunk in chunks for g, b in zip(chunk.levels, levels, strict=True))
+        return raw_bits(self.tokenizer.pyramids(num_frames), self.codebook_sizes())
 
     def save(self, path: Path) -> None:
         self.tokenizer.save_pretrained(path)
@@ -110,6 +107,7 @@ class Rival:
             {"encoder": Encoder(config.model), "decoder": Decoder(config.model), "quantizer": quantizer}
         )
         self.inside = (self.model["encoder"], self.model["decoder"])
+        self.schedule = Schedule(config.run)
 
     def _pass(self, video: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         latent, _ = self.model["encoder"](video)
@@ -148,7 +146,7 @@ def train(subject: Pyramid | Rival, run: RunConfig, data: Any) -> int:
     optimizer = MuonAdamW(subject.model, subject.inside, lr=run.learning_rate, weight_decay=run.weight_decay)
     mixed = training_precision(run.precision, "cpu") == "bf16-mixed"
     order = torch.Generator().manual_seed(run.seed)
-    schedule, step = Schedule(run), 0
+    schedule, step = subject.schedule, 0
     schedule.start()
     subject.model.train()
     while schedule.progress(step) < 1:
@@ -210,7 +208,7 @@ def main() -> None:
         torch.manual_seed(config.run.seed)
         subject = Pyramid(config) if spec in args.variant else Rival(config, spec)
         started = time.monotonic()
-        steps = train(subject, replace(config.run, max_minutes=args.minutes), train_set)
+        steps = train(subject, config.run, train_set)
         minutes = (time.monotonic() - started) / 60
         details, hits, usage = measure(subject, val_set, min(args.clips, len(val_set)))
         words = "-" if hits is None else f"{hits:.3f}"

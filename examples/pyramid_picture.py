@@ -19,14 +19,12 @@ from pyramid.data.transforms import to_uint8
 from tasks.models import load_tokenizer
 
 CLIP = 3  # of the test split
-NUM_FRAMES = 5  # shown, spread over the clip
+FRAMES = (0, 2, 4, 6, 8)
 
 
 def main(path: str) -> None:
     tokenizer = load_tokenizer()
-    c = tokenizer.config
-    world = preset("full", height=c.height, width=c.width, num_frames=c.num_frames, fps=c.fps, max_objects=1)
-    item = ShapesDataset(world, "test")[CLIP]
+    item = ShapesDataset(preset("mini"), "test")[CLIP]
     video = item["video"][None]
     tokens = tokenizer.encode(video)
     rows: list[tuple[str, torch.Tensor]] = []
@@ -34,15 +32,14 @@ def main(path: str) -> None:
     for k in range(1, tokenizer.num_levels + 1):
         kind = tokenizer.config.levels[k - 1].codebook
         said = " ".join(f"“{word}”" for word in words[k - 1]) if k <= len(words) else f"{kind}, decoded with all above"
-        label = textwrap.fill(f"level {k}: {said}", 48)
-        label += f"\n{tokens.num_tokens(k)} of {tokens.num_tokens()} tokens"
-        rows.append((label, tokenizer.decode(tokens, k)))
+        rows.append(
+            (f"level {k}: {said}\n{tokens.num_tokens(k)} of {tokens.num_tokens()} tokens", tokenizer.decode(tokens, k))
+        )
     rows.append((textwrap.fill(f"the clip: {item['caption']}", 34), video))
-    figure, axes = plt.subplots(len(rows), NUM_FRAMES, figsize=(1.15 * NUM_FRAMES + 4.2, 1.15 * len(rows)))
-    shown = torch.linspace(0, c.num_frames - 1, NUM_FRAMES).round().int().tolist()
+    figure, axes = plt.subplots(len(rows), len(FRAMES), figsize=(1.15 * len(FRAMES) + 4.2, 1.15 * len(rows)))
     for (label, clip), line in zip(rows, axes, strict=True):
         frames = to_uint8(clip[0]).numpy()
-        for axis, frame in zip(line, shown, strict=True):
+        for axis, frame in zip(line, FRAMES, strict=True):
             axis.imshow(frames[frame], interpolation="nearest")
             axis.set_axis_off()
         line[0].text(-0.15, 0.5, label, transform=line[0].transAxes, ha="right", va="center", fontsize=10)

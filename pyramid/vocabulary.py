@@ -64,7 +64,7 @@ def build_word_table(
     _check("build_word_table", num_words, dim)
     encoder = TextEncoder(model, space=space, device=device)
     chosen = encoder.whole_words() if only is None else only
-    said = [word for word in extra if is_word(word) or word.isdecimal()]
+    said = [word for word in extra if _in_captions(word)]
     words = list(dict.fromkeys([*said, *(word for word in chosen if is_word(word))]))[:num_words]
     if len(words) < 2:
         raise ValueError(f"build_word_table: {model}: expected two whole words or more, got {len(words)}")
@@ -86,7 +86,7 @@ def learn_word_table(
     _check("learn_word_table", num_words, dim)
     if min_count < 1 or shift < 0:
         raise ValueError(f"learn_word_table: expected min_count >= 1 and shift >= 0, got {min_count}, {shift}")
-    sentences = [[word for word in content_words(caption) if is_word(word) or word.isdecimal()] for caption in captions]
+    sentences = [[word for word in content_words(caption) if _in_captions(word)] for caption in captions]
     counts = Counter(word for sentence in sentences for word in sentence)
     words = [word for word, count in counts.most_common() if count >= min_count][:num_words]
     if len(words) < 2:
@@ -117,6 +117,11 @@ def minilm_folder() -> Path:
         if found != expected:
             raise ValueError(f"minilm_folder: {folder / name}: expected sha256 {expected}, got {found}")
     return folder
+
+
+def _in_captions(word: str) -> bool:
+    """Whether what a caption says is one for a table: a word, or a numeral."""
+    return is_word(word) or word.isdecimal()
 
 
 def _check(who: str, num_words: int, dim: int) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tasks.judge import Judge
 
 SHIPPED = Path(__file__).parent / "shipped"
-DEFAULTS = {"tokenizer": "mini", "lm": "mini", "judge": "mini"}  # the shipped model that a verb takes for a part
+DEFAULT = "mini"  # the shipped model that a verb takes without --model
 
 
 def shipped_names() -> list[str]:
@@ -36,8 +36,7 @@ def shipped(name: str) -> Path:
 def part_of(model: str | None, part: str) -> Path:
     """The folder of one part ("tokenizer", "lm") of a model; a shipped model's name goes before a folder's (`./shapes`
     is a folder). Raises FileNotFoundError with what was expected."""
-    name = DEFAULTS[part] if model is None else model
-    root = shipped(name) if model is None or name in shipped_names() else Path(name)
+    root = shipped(DEFAULT) if model is None else SHIPPED / model if model in shipped_names() else Path(model)
     if model is not None and not root.exists():
         from huggingface_hub.errors import HFValidationError
 

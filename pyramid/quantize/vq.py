@@ -21,6 +21,8 @@ def rotate(x: Tensor, codes: Tensor) -> Tensor:
     """The codes, whose gradient reaches x (..., dim) as if they were x turned and scaled onto them by a matrix that is
     held fixed: the rotation trick (2410.06424, section 4). A straight-through gradient would be the same wherever in
     its code's cell x lies."""
+    if not x.requires_grad:
+        return codes
     norm = x.detach().norm(dim=-1, keepdim=True).clamp_min(1e-6)
     length = codes.norm(dim=-1, keepdim=True)
     e, q = x.detach() / norm, codes / length.clamp_min(1e-6)
