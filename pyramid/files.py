@@ -12,11 +12,15 @@ from pathlib import Path
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary name in the folder of `path`, for writing; at the end of the block what was written takes the name
-    `path`. After an error nothing of it stays, and what `path` was before is left as it is."""
+    `path`. After an error nothing of it stays, and what `path` was before is left as it is. Who may read it is what the
+    umask says, whoever wrote it (safetensors lets its owner alone)."""
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        part.touch()
+        mode = part.stat().st_mode
         yield part
+        part.chmod(mode)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

@@ -55,6 +55,12 @@ def test_save_and_load(table, tmp_path):
     assert torch.equal(again.embeddings, table.embeddings)
 
 
+def test_who_may_read_a_saved_table_is_what_the_umask_says(table, tmp_path):
+    table.save(tmp_path / "words.safetensors")
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "words.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_the_same_hash_gives_the_same_ids(tmp_path):
     """A table that half precision cannot hold is rounded when it is made, not when it is saved."""
     rows = 1 + 1e-4 * torch.randn(300, 4)
