@@ -110,7 +110,7 @@ class Rival:
         self.schedule = Schedule(config.run)
 
     def _pass(self, video: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        latent, _ = self.model["encoder"](video)
+        latent = self.model["encoder"](video).latent
         flat = latent.float().flatten(2).mT
         with torch.autocast("cpu", enabled=False):
             quantized, ids, *losses = self.model["quantizer"](flat)

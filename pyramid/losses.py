@@ -41,11 +41,12 @@ def reconstruction_loss(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def word_set_loss(queries: Tensor, targets: Sequence[Sequence[int]], embeddings: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy of the matched words over the whole vocabulary, scalar.
+    """Cross-entropy of the matched words over the whole vocabulary, mean over positions, scalar.
 
     queries (B, P, E): inputs of the word quantizers of one chunk, all levels; targets: for each clip the ids of its
     words, any number, may be empty; embeddings (K, E): the frozen table. With more words than positions each position
-    takes one word.
+    takes one word; with fewer, a position that is left over may say any of them again, so that none says what is not
+    so: its part is -log of the probability of the whole set.
     """
     queries = queries.float()
     log_norm = ops.code_logsumexp(queries, embeddings, temperature)
@@ -56,8 +57,9 @@ def word_set_loss(queries: Tensor, targets: Sequence[Sequence[int]], embeddings:
         codes = embeddings[torch.tensor(words, device=embeddings.device)]
         distance = (queries[row, :, None] - codes[None]).square().sum(dim=-1)
         nll = distance / temperature + log_norm[row, :, None]
-        positions, matched = linear_sum_assignment(nll.detach().cpu().numpy())
-        losses.append(nll[torch.from_numpy(positions), torch.from_numpy(matched)].mean())
+        positions, matched = map(torch.from_numpy, linear_sum_assignment(nll.detach().cpu().numpy()))
+        loss = -torch.logsumexp(-nll, dim=1)
+        losses.append(loss.index_put((positions,), nll[positions, matched]).mean())
     return torch.stack(losses).sum() / len(targets) if losses else queries.sum() * 0
 
 

@@ -25,10 +25,11 @@ from torch import Tensor, nn
 from pyramid.config import load
 from pyramid.files import replacing
 from pyramid.folders import load_weights, model_folder
-from pyramid.levels import Pyramid, check_detail, chunk_lengths, in_order
+from pyramid.levels import Level, Pyramid, check_detail, chunk_lengths, in_order
 from pyramid.nn.blocks import BlockStyle, Gelu, State
 from pyramid.nn.decoder import Decoder
 from pyramid.nn.encoder import Encoder
+from pyramid.nn.reader import WordReader
 from pyramid.quantize import COMBINATIONS, LevelConfig, QuantizedChunk
 from pyramid.tokens import TokenPyramid, concatenate_chunks
 from pyramid.words import WordTable
@@ -58,7 +59,7 @@ _LEAST = dict.fromkeys(
         "expand",
     ),
     1,
-) | {"depth": 0, "depths": 0}
+) | {"depth": 0, "depths": 0, "reader_depth": 0}
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class TokenizerConfig:
     of the blocks at the latent's resolution; `latent_dim`: numbers of a latent; `kernel`, `expand`, `gelu`: of all
     blocks, as `BlockStyle` says; `adaptive_norm`: normalize the decoder's frames, and modulate them by their latents
     (AdaGN); `linear_path`: a linear map beside each network, from blocks of pixels to latents and back;
+    `reader_depth`: layers of the network that reads the words off a chunk (`nn/reader.py`), 0 for off its latent alone;
     `combination`: how levels make up the latent, by sum ("residual") or by streaming average ("average", SPAE).
     Raises ValueError for values that no tokenizer can have."""
 
@@ -90,6 +92,7 @@ class TokenizerConfig:
     gelu: Gelu = "tanh"
     adaptive_norm: bool = False
     linear_path: bool = True
+    reader_depth: int = 2
     combination: Literal["residual", "average"] = "residual"
     levels: tuple[LevelConfig, ...] = _DEFAULT_LEVELS
 
@@ -170,8 +173,12 @@ class PyramidTokenizer(nn.Module):
             table = WordTable.load()
         self.table = table
         self.encoder = Encoder(c)
-        stack = COMBINATIONS[c.combination]
-        self.levels = stack(c.levels, c.latent_dim, self._latent_grid(c.height, c.width), table)
+        reference, stack = self._latent_grid(c.height, c.width), COMBINATIONS[c.combination]
+        self.reader = None
+        if table is not None and self.word_levels and c.reader_depth:
+            words = [Level(c.levels[index].t, c.levels[index].h, c.levels[index].w) for index in self.word_levels]
+            self.reader = WordReader(words, reference, c.dim, table.embeddings.shape[1], c.reader_depth)
+        self.levels = stack(c.levels, c.latent_dim, reference, table, words_are_read=self.reader is not None)
         self.decoder = Decoder(c)
 
     @property
@@ -214,13 +221,14 @@ class PyramidTokenizer(nn.Module):
         multiples of the stride; detail (B,) int64: the levels each clip's reconstruction may use, or num_levels + 1
         for the latent as it is, unquantized."""
         video, detail = video.to(self.device, self.dtype), detail.to(self.device)
-        latent, _ = self.encoder(video)
+        latent, features, _ = self.encoder(video)
         step = self.config.chunk_frames // self.config.time_stride
-        parts = [latent[:, :, :1], *latent[:, :, 1:].split(step, dim=2)] if latent.shape[2] > 1 else [latent]
-        chunks = [self.levels(part) for part in parts]
+        lengths = [1] + [step] * ((latent.shape[2] - 1) // step)
+        parts = zip(latent.split(lengths, dim=2), features.split(lengths, dim=1), strict=True)
+        chunks = [self._quantize(*part) for part in parts]
         kept = []
-        for part, chunk in zip(parts, chunks, strict=True):
-            choices = torch.stack([*chunk.prefixes, part.to(chunk.prefixes[0].dtype)])
+        for chunk in chunks:
+            choices = torch.stack([*chunk.prefixes, chunk.latent.to(chunk.prefixes[0].dtype)])
             kept.append(choices[detail - 1, torch.arange(len(detail), device=detail.device)])
         pixels, _ = self.decoder(torch.cat(kept, dim=2), detail)
         return TrainingOutput(pixels, chunks)
@@ -252,8 +260,15 @@ class PyramidTokenizer(nn.Module):
             raise ValueError(f"PyramidTokenizer.encode_chunk: expected at most {wanted} frames, got {video.shape[2]}")
         video = video.to(self.device, self.dtype)
         video = nn.functional.pad(video, (0, missing[0], 0, missing[1], 0, missing[2]), mode="replicate")
-        latent, state = self.encoder(video, state, tile=self._tile(tile))
-        return self.levels(latent, detail), state
+        latent, features, state = self.encoder(video, state, tile=self._tile(tile))
+        return self._quantize(latent, features, detail), state
+
+    def _quantize(self, latent: Tensor, features: Tensor, detail: int | None = None) -> QuantizedChunk:
+        """One chunk through the levels, its words read off its features."""
+        if self.reader is None:
+            return self.levels(latent, detail)
+        levels = self.levels.pyramid(latent.shape[2:]).levels
+        return self.levels(latent, detail, self.reader(features, [levels[index].grid for index in self.word_levels]))
 
     @torch.no_grad()
     def decode_chunk(

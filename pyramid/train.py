@@ -227,7 +227,7 @@ class TokenizerTraining(TrainingModule):
             for index, (chunk, pixels) in enumerate(zip(out.chunks, frames, strict=True)):
                 queries = [chunk.queries[level].float() for level in levels]
                 loss, terms["words_hit"] = self.semantic(queries, embeddings, lesson, pixels)
-                whole = index or self.tokenizer.config.num_frames == 1  # one frame does not show it all
+                whole = index or len(out.chunks) == 1  # beside the others, one frame does not show it all
                 terms["semantic"] = terms["semantic"] + loss * (1.0 if whole else self.config.loss.semantic_first)
         return terms
 
@@ -261,7 +261,8 @@ class TokenizerTraining(TrainingModule):
         self.val_hits.clear()
 
     def inside(self) -> tuple[nn.Module, ...]:
-        return (self.tokenizer.encoder, self.tokenizer.decoder)
+        reader = self.tokenizer.reader
+        return (self.tokenizer.encoder, self.tokenizer.decoder, *([] if reader is None else [reader]))
 
     def _whole_chunks(self, video: Tensor) -> Tensor:
         """Fill a clip up to whole chunks and strides, as inference does."""

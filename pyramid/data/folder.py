@@ -204,10 +204,14 @@ class FolderDataset(Dataset):
             raise ValueError(f"{source}: expected clips of split {self.split!r}, found {known}")
         return chosen
 
-    def subset(self, indices: Sequence[int], crop: str | None = None) -> FolderDataset:
-        """Some of the clips as a data set of their own, which counts its own broken ones; `crop` as the class says."""
+    def subset(
+        self, indices: Sequence[int], crop: str | None = None, num_frames: int | None = None
+    ) -> FolderDataset:
+        """Some of the clips as a data set of their own, which counts its own broken ones; `crop` and `num_frames` as
+        the class says, by default as here."""
         part = copy.copy(self)
         part.clips, part.crop, part._lengths = [self.clips[index] for index in indices], crop or self.crop, {}
+        part.num_frames = self.num_frames if num_frames is None else num_frames
         part._share()
         return part
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,8 @@ from pyramid.data.video import VideoError, probe
 class DataConfig:
     """`source` "shapes": the procedural world, `preset` "mini" or "full"; "folder": the clips under `path`, with
     captions from `metadata` (default: metadata.jsonl in the folder), broken ones by `policy`. `num_clips`: of the
-    training split of shapes; `num_val`: clips held out for validation; `recoded`: share of the training clips of shapes
+    training split of shapes; `num_val`: clips held out for validation; `num_frames`: of a training clip, the model's by
+    default, 1 for images: a tokenizer that has seen many of them first learns more of as many pixels; `recoded`: share of the training clips of shapes
     that the encoder sees as a video codec leaves them (`recode.py`); those of a folder were files already;
     `image_share`: share of the steps of a tokenizer's training on one frame of each clip, which is an image. Stills
     among the clips of a folder are clips that stand still."""
@@ -30,6 +31,7 @@ class DataConfig:
     seed: int = 0
     num_clips: int = 1 << 20
     num_val: int = 128
+    num_frames: int | None = None
     recoded: float = 0.0
     image_share: float = 0.0
     path: str | None = None
@@ -43,14 +45,14 @@ class DataConfig:
         for name in ("recoded", "image_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: expected a share from 0 to 1, got {getattr(self, name)}")
-        for name in ("num_clips", "num_val"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("num_clips", "num_val", "num_frames"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
 
 
 def make_datasets(config: DataConfig, num_frames: int, size: tuple[int, int], fps: float) -> tuple[Dataset, Dataset]:
-    """Training and validation clips of this length, size (height, width) and frame rate; items as `folder.py` and
-    `shapes.py` say.
+    """Training and validation clips of this length (those to train on: `config.num_frames` where it says so), size
+    (height, width) and frame rate; items as `folder.py` and `shapes.py` say.
 
     Of a folder with splits, by its metadata or its folders, "val" (or "validation") is what is validated on; "train" is
     what is trained on, or without such a split all that is not "val", "validation" or "test". Where nothing is there
@@ -62,7 +64,7 @@ def make_datasets(config: DataConfig, num_frames: int, size: tuple[int, int], fp
     """
     if config.source == "shapes":
         return _shapes(config, num_frames, size, fps)
-    shape: dict[str, Any] = {"num_frames": num_frames, "size": size, "fps": fps, "fit": config.fit}
+    shape: dict[str, Any] = {"num_frames": config.num_frames or num_frames, "size": size, "fps": fps, "fit": config.fit}
     shape |= {"policy": config.policy, "metadata": config.metadata, "seed": config.seed}
     root = Path(config.path or "")
     everything = FolderDataset(root, crop="random", **shape)
@@ -78,14 +80,14 @@ def make_datasets(config: DataConfig, num_frames: int, size: tuple[int, int], fp
     else:
         raise ValueError(f"{root}: expected clips to train on, found only those of {' and '.join(sorted(splits))}")
     if "val" in by_split:
-        return train, everything.subset(by_split["val"], crop="center")
+        return train, everything.subset(by_split["val"], "center", num_frames)
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(config.seed)).tolist()
     count = min(config.num_val, max(1, len(train) // 10))
     held_out = set(islice((index for index in order if _opens(train.clips[index].path)), count))
     if not held_out or len(held_out) == len(train):
         raise ValueError(f"{root}: expected 2 clips or more that open, one to validate on, got {len(held_out)}")
     kept = [index for index in range(len(train)) if index not in held_out]
-    return train.subset(kept), train.subset(sorted(held_out), crop="center")
+    return train.subset(kept), train.subset(sorted(held_out), "center", num_frames)
 
 
 def _opens(path: Path) -> bool:
@@ -98,7 +100,8 @@ def _opens(path: Path) -> bool:
 
 def _shapes(config: DataConfig, num_frames: int, size: tuple[int, int], fps: float) -> tuple[Dataset, Dataset]:
     world = preset(config.preset, height=size[0], width=size[1], num_frames=num_frames, fps=fps, seed=config.seed)
-    train: Dataset = ShapesDataset(world, "train", config.num_clips)
+    trained = replace(world, num_frames=config.num_frames or num_frames)
+    train: Dataset = ShapesDataset(trained, "train", config.num_clips)
     if config.recoded:
         if size[0] % 2 or size[1] % 2:
             raise ValueError(f"recoded: expected clips with even sides, got {size[0]}x{size[1]}")

@@ -9,7 +9,7 @@ codec would send. The network learns what it lacks; DC-AE (2410.10733, section 3
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,15 @@ from pyramid.nn.passes import Passes
 
 if TYPE_CHECKING:
     from pyramid.tokenizer import TokenizerConfig
+
+
+class Encoded(NamedTuple):
+    """`latent` (B, D, T, H, W); `features` (B, T, H, W, C), what the latent was made of: meaning is read from them
+    (`reader.py`); `state`, for what follows."""
+
+    latent: Tensor
+    features: Tensor
+    state: State
 
 
 class Encoder(nn.Module):
@@ -41,8 +50,8 @@ class Encoder(nn.Module):
         # The last norm fixes the latent's scale: what the levels leave over is then a share of one.
         self.norm = nn.LayerNorm(c.latent_dim, elementwise_affine=False)
 
-    def forward(self, video: Tensor, state: State | None = None, *, tile: int | None = None) -> tuple[Tensor, State]:
-        """Pixel frames (B, 3, T, H, W) -> latent (B, D, T', H', W'), new state.
+    def forward(self, video: Tensor, state: State | None = None, *, tile: int | None = None) -> Encoded:
+        """Pixel frames (B, 3, T, H, W) -> latent (B, D, T', H', W'), features, new state.
 
         Without a state the clip starts here: its first frame makes the first latent frame, the others follow in
         groups of `time_stride`, T = 1 + n * time_stride. After a state, T = n * time_stride. `tile`: as `Passes`.
@@ -50,11 +59,11 @@ class Encoder(nn.Module):
         cells = (video.shape[3] // self.stride, video.shape[4] // self.stride)
         pixels, starts = video.movedim(1, -1), state is None
         x = Passes(cells, self.stride, tile, self.rim)(self._alone, pixels)
-        x, state = self.latents(self.group(self._merge(x, starts)), state)
-        x = self.head(x)
+        features, state = self.latents(self.group(self._merge(x, starts)), state)
+        x = self.head(features)
         if self.linear is not None:
             x = x + self.linear(self._merge(space_to_depth(pixels, self.stride), starts))
-        return self.norm(x).movedim(-1, 1), state
+        return Encoded(self.norm(x).movedim(-1, 1), features, state)
 
     def _alone(self, x: Tensor, frames: slice) -> Tensor:
         return self.frames(space_to_depth(x, self.patch))

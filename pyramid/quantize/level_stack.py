@@ -88,13 +88,15 @@ def make_quantizer(config: LevelConfig, table: WordTable | None) -> Quantizer:
 
 
 class QuantizedLevel(nn.Module):
-    """A quantizer with its trained projections from and to the latent."""
+    """A quantizer with its trained projections from and to the latent; `given`: its input comes from elsewhere."""
 
-    def __init__(self, config: LevelConfig, latent_dim: int, table: WordTable | None) -> None:
+    def __init__(self, config: LevelConfig, latent_dim: int, table: WordTable | None, given: bool = False) -> None:
         super().__init__()
         self.quantizer = make_quantizer(config, table)
         dim = self.quantizer.dim
-        if config.codebook == "words":  # meaning is no linear function of a residual; the mixing happens before pooling
+        if given:
+            self.before_pool = self.project_in = None
+        elif config.codebook == "words":  # meaning is no linear function of a residual; the mixing happens before pooling
             self.before_pool = nn.Sequential(nn.Linear(latent_dim, 4 * latent_dim), nn.GELU())
             self.project_in = nn.Linear(4 * latent_dim, dim)
         else:
@@ -109,7 +111,8 @@ class QuantizedLevel(nn.Module):
 
 class PyramidQuantizer(nn.Module):
     """Levels over the latent of one chunk at a time. `reference`: the latent grid (t, h, w) of a chunk that the
-    levels' grids were written for; `table`: the words of the word levels. Raises ValueError without levels."""
+    levels' grids were written for; `table`: the words of the word levels; `words_are_read`: these levels are given
+    what they quantize, instead of taking it from the latent. Raises ValueError without levels."""
 
     def __init__(
         self,
@@ -117,12 +120,18 @@ class PyramidQuantizer(nn.Module):
         latent_dim: int,
         reference: tuple[int, int, int],
         table: WordTable | None = None,
+        *,
+        words_are_read: bool = False,
     ) -> None:
         super().__init__()
         if not configs:
             raise ValueError(f"{type(self).__name__}: expected at least one level, got none")
         self.configs, self.latent_dim, self.reference = tuple(configs), latent_dim, reference
-        self.levels = nn.ModuleList(QuantizedLevel(config, latent_dim, table) for config in configs)
+        self.given = tuple(words_are_read and config.codebook == "words" for config in configs)
+        self.levels = nn.ModuleList(
+            QuantizedLevel(config, latent_dim, table, given)
+            for config, given in zip(configs, self.given, strict=True)
+        )
 
     # What a combination defines. Its state over the levels so far is a value that belongs to it alone.
 
@@ -150,12 +159,14 @@ class PyramidQuantizer(nn.Module):
         """Geometry for a chunk whose latent has this grid (t, h, w)."""
         return Pyramid(tuple(Level(c.t, c.h, c.w).at(grid, self.reference) for c in self.configs))
 
-    def forward(self, latent: Tensor, detail: int | None = None) -> QuantizedChunk:
-        """latent (B, D, T, H, W) of one chunk -> its first `detail` levels (all by default)."""
-        state = self._start(latent)
+    def forward(self, latent: Tensor, detail: int | None = None, words: Sequence[Tensor] = ()) -> QuantizedChunk:
+        """latent (B, D, T, H, W) of one chunk -> its first `detail` levels (all by default). `words`: what was read,
+        (B, t, h, w, E) for each word level, where words are read."""
+        state, read = self._start(latent), iter(words)
         prefixes, ids, queries, losses = [], [], [], []
-        for level, part in list(zip(self.pyramid(latent.shape[2:]).levels, self.levels, strict=True))[:detail]:
-            query = self._query(part, state, level)
+        levels = zip(self.pyramid(latent.shape[2:]).levels, self.levels, self.given, strict=True)
+        for level, part, given in list(levels)[:detail]:
+            query = next(read) if given else self._query(part, state, level)
             quantized = part.quantizer.quantize(query)
             state = self._add(state, part.cells(quantized.codes))
             prefixes.append(self._prefix(state))

@@ -39,6 +39,13 @@ def test_the_same_word_three_times_covers_one_target():
     assert hit(queries, [[3, 7, 11]], embeddings) == pytest.approx(1 / 3)
 
 
+def test_a_position_left_over_says_a_word_of_the_clip_again_and_no_other():
+    embeddings = table()
+    again, other = embeddings[[3, 7, 3]][None], embeddings[[3, 7, 1]][None]
+    assert word_set_loss(again, [[3, 7]], embeddings, 0.05) < 1e-3
+    assert word_set_loss(other, [[3, 7]], embeddings, 0.05) > 1
+
+
 @pytest.mark.parametrize("targets", [[[], []], [[], [5]], [list(range(12)), [1]]])
 def test_any_number_of_words(targets):
     embeddings = table()

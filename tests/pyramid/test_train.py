@@ -235,6 +235,14 @@ def test_a_folder_is_cut_into_train_and_val(tmp_path):
     assert paths(make_datasets(data, 9, (16, 16), 8.0)[1]) == paths(cuts[0][1])
 
 
+def test_images_to_train_on_and_clips_to_validate_on(tmp_path):
+    splits = make_folder(tmp_path / "splits", "train/0.mp4", "val/0.mp4")
+    cut = make_folder(tmp_path / "cut", *(f"{index}.mp4" for index in range(4)))
+    for data in (DataConfig(num_clips=4, num_val=4), splits, cut):
+        train, val = make_datasets(dataclasses.replace(data, num_frames=1), 9, (16, 16), 8.0)
+        assert train[0]["video"].shape == (3, 1, 16, 16) and val[0]["video"].shape == (3, 9, 16, 16)
+
+
 @pytest.mark.parametrize(
     ("splits", "train_on", "validate_on"),
     [
