@@ -204,9 +204,7 @@ class FolderDataset(Dataset):
             raise ValueError(f"{source}: expected clips of split {self.split!r}, found {known}")
         return chosen
 
-    def subset(
-        self, indices: Sequence[int], crop: str | None = None, num_frames: int | None = None
-    ) -> FolderDataset:
+    def subset(self, indices: Sequence[int], crop: str | None = None, num_frames: int | None = None) -> FolderDataset:
         """Some of the clips as a data set of their own, which counts its own broken ones; `crop` and `num_frames` as
         the class says, by default as here."""
         part = copy.copy(self)

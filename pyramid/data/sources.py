@@ -20,11 +20,11 @@ from pyramid.data.video import VideoError, probe
 class DataConfig:
     """`source` "shapes": the procedural world, `preset` "mini" or "full"; "folder": the clips under `path`, with
     captions from `metadata` (default: metadata.jsonl in the folder), broken ones by `policy`. `num_clips`: of the
-    training split of shapes; `num_val`: clips held out for validation; `num_frames`: of a training clip, the model's by
-    default, 1 for images: a tokenizer that has seen many of them first learns more of as many pixels; `recoded`: share of the training clips of shapes
-    that the encoder sees as a video codec leaves them (`recode.py`); those of a folder were files already;
-    `image_share`: share of the steps of a tokenizer's training on one frame of each clip, which is an image. Stills
-    among the clips of a folder are clips that stand still."""
+    training split of shapes; `num_val`: clips held out for validation; `num_frames`: of a training clip, by default the
+    model's, 1 for images, of which as many pixels teach what things look like sooner (docs/experiments.md);
+    `recoded`: share of the training clips of shapes that the encoder sees as a video codec leaves them (`recode.py`);
+    those of a folder were files already; `image_share`: share of the steps of a tokenizer's training on one frame of
+    each clip, which is an image. Stills among the clips of a folder are clips that stand still."""
 
     source: Literal["shapes", "folder"] = "shapes"
     preset: str = "mini"

@@ -96,7 +96,9 @@ class QuantizedLevel(nn.Module):
         dim = self.quantizer.dim
         if given:
             self.before_pool = self.project_in = None
-        elif config.codebook == "words":  # meaning is no linear function of a residual; the mixing happens before pooling
+        elif (
+            config.codebook == "words"
+        ):  # meaning is no linear function of a residual; the mixing happens before pooling
             self.before_pool = nn.Sequential(nn.Linear(latent_dim, 4 * latent_dim), nn.GELU())
             self.project_in = nn.Linear(4 * latent_dim, dim)
         else:
@@ -129,8 +131,7 @@ class PyramidQuantizer(nn.Module):
         self.configs, self.latent_dim, self.reference = tuple(configs), latent_dim, reference
         self.given = tuple(words_are_read and config.codebook == "words" for config in configs)
         self.levels = nn.ModuleList(
-            QuantizedLevel(config, latent_dim, table, given)
-            for config, given in zip(configs, self.given, strict=True)
+            QuantizedLevel(config, latent_dim, table, given) for config, given in zip(configs, self.given, strict=True)
         )
 
     # What a combination defines. Its state over the levels so far is a value that belongs to it alone.

@@ -29,7 +29,7 @@ def test_a_large_frame_is_read_in_windows():
     rows = [torch.cat([parts[2 * i], parts[2 * i + 1]], dim=2) for i in range(2)]
     whole = reader(torch.cat(rows, dim=1)[None], [Level(*grid).at((2, 8, 12), (2, 4, 6)).grid for grid in GRIDS])
     alone = reader(parts, GRIDS)
-    for level, (t, h, w) in enumerate(GRIDS):
+    for level, (_, h, w) in enumerate(GRIDS):
         for index in range(4):
             i, j = divmod(index, 2)
             corner = whole[level][0, :, i * h : (i + 1) * h, j * w : (j + 1) * w]
