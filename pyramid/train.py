@@ -222,7 +222,9 @@ class TokenizerTraining(TrainingModule):
         step = self.tokenizer.config.chunk_frames
         frames = [video[:, :, :1], *video[:, :, 1:].split(step, dim=2)] if video.shape[2] > 1 else [video]
         with self.exact():
-            num_positions = sum(out.chunks[-1].ids[level][0].numel() for level in levels)
+            # Those of a whole chunk: a single frame has fewer, and its assignment takes what it shows best.
+            whole_chunk = self.tokenizer.pyramids(1 + step, *video.shape[3:])[-1]
+            num_positions = sum(whole_chunk.levels[level].count for level in levels)
             lesson = self.semantic.to(self.device).lesson(batch, num_positions)  # gates and forecasts have no trainer
             for index, (chunk, pixels) in enumerate(zip(out.chunks, frames, strict=True)):
                 queries = [chunk.queries[level].float() for level in levels]
