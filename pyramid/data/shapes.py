@@ -48,7 +48,7 @@ _RADIUS = (0.13, 0.19, 0.27)  # of the shorter side
 
 @dataclass(frozen=True)
 class ShapesConfig:
-    """What the world looks like. `preset("mini")` and `preset("full")` give the two shipped settings."""
+    """What the world looks like. `preset` gives the shipped settings by name."""
 
     height: int = 32
     width: int = 32
@@ -69,12 +69,10 @@ class ShapesConfig:
 
 
 def preset(name: str, **changes) -> ShapesConfig:
-    """The named preset with `changes` applied: "mini" (32x32, 9 frames, one object) or "full" (64x64, 17 frames,
-    one to three objects, textures, camera moves; any size and length by `changes`)."""
-    presets = {
-        "mini": ShapesConfig(),
-        "full": ShapesConfig(height=64, width=64, num_frames=17, max_objects=3, camera=True, textures=True),
-    }
+    """The named preset with `changes` applied: "mini" (32x32, 9 frames, one object), "full" (64x64, 17 frames, one to
+    three objects, textures, camera moves) or "single" (the same of one object); any size and length by `changes`."""
+    full = ShapesConfig(height=64, width=64, num_frames=17, max_objects=3, camera=True, textures=True)
+    presets = {"mini": ShapesConfig(), "single": replace(full, max_objects=1), "full": full}
     if name not in presets:
         raise ValueError(f"shapes.preset: expected one of {sorted(presets)}, got {name!r}")
     return replace(presets[name], **changes)

@@ -18,8 +18,8 @@ from pyramid.data.video import VideoError, probe
 
 @dataclass(frozen=True)
 class DataConfig:
-    """`source` "shapes": the procedural world, `preset` "mini" or "full"; "folder": the clips under `path`, with
-    captions from `metadata` (default: metadata.jsonl in the folder), broken ones by `policy`. `num_clips`: of the
+    """`source` "shapes": the procedural world, `preset` "mini", "single" or "full"; "folder": the clips under `path`,
+    with captions from `metadata` (default: metadata.jsonl in the folder), broken ones by `policy`. `num_clips`: of the
     training split of shapes; `num_val`: clips held out for validation; `num_frames`: of a training clip, by default the
     model's, 1 for images, of which as many pixels teach what things look like sooner (docs/experiments.md);
     `recoded`: share of the training clips of shapes that the encoder sees as a video codec leaves them (`recode.py`);

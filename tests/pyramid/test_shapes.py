@@ -34,7 +34,9 @@ def test_describing_renders_nothing(monkeypatch):
         ShapesDataset(preset("mini"), length=2).describe([2])
 
 
-@pytest.mark.parametrize("name, shape", [("mini", (3, 9, 32, 32)), ("full", (3, 17, 64, 64))])
+@pytest.mark.parametrize(
+    "name, shape", [("mini", (3, 9, 32, 32)), ("single", (3, 17, 64, 64)), ("full", (3, 17, 64, 64))]
+)
 def test_clips_have_the_stated_form(name, shape):
     for item in items(name=name, indices=range(8)):
         video = item["video"]
@@ -54,7 +56,7 @@ def test_mini_has_every_value():
     assert len(SHAPES) >= 6 and len(COLOURS) >= 8 and len(MOTIONS) >= 8 and len(SIZES) == 3
 
 
-@pytest.mark.parametrize("name", ["mini", "full"])
+@pytest.mark.parametrize("name", ["mini", "single", "full"])
 @pytest.mark.parametrize("split", SPLITS)
 def test_held_out_combinations_never_appear_elsewhere(split, name):
     for item in items(split, name, range(200)):
@@ -114,7 +116,7 @@ def test_relations_hold_in_the_first_frame():
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: preset("tiny"), r"expected one of \['full', 'mini'\], got 'tiny'"),
+        (lambda: preset("tiny"), r"expected one of \['full', 'mini', 'single'\], got 'tiny'"),
         (lambda: ShapesConfig(height=4), "at least 8, got 4x32"),
         (lambda: ShapesConfig(num_frames=0), "at least 1, got 0"),
         (lambda: ShapesConfig(max_objects=4), "1, 2 or 3, got 4"),
