@@ -19,12 +19,12 @@ from pyramid.data.transforms import to_uint8
 from tasks.models import load_tokenizer
 
 CLIP = 3  # of the test split
-FRAMES = (0, 2, 4, 6, 8)
+FRAMES = (0, 4, 8, 12, 16)
 
 
 def main(path: str) -> None:
-    tokenizer = load_tokenizer()
-    item = ShapesDataset(preset("mini"), "test")[CLIP]
+    tokenizer = load_tokenizer("shapes")
+    item = ShapesDataset(preset("full"), "test")[CLIP]
     video = item["video"][None]
     tokens = tokenizer.encode(video)
     rows: list[tuple[str, torch.Tensor]] = []
@@ -32,9 +32,8 @@ def main(path: str) -> None:
     for k in range(1, tokenizer.num_levels + 1):
         kind = tokenizer.config.levels[k - 1].codebook
         said = " ".join(f"“{word}”" for word in words[k - 1]) if k <= len(words) else f"{kind}, decoded with all above"
-        rows.append(
-            (f"level {k}: {said}\n{tokens.num_tokens(k)} of {tokens.num_tokens()} tokens", tokenizer.decode(tokens, k))
-        )
+        label = textwrap.fill(f"level {k}: {said}", 44)
+        rows.append((f"{label}\n{tokens.num_tokens(k)} of {tokens.num_tokens()} tokens", tokenizer.decode(tokens, k)))
     rows.append((textwrap.fill(f"the clip: {item['caption']}", 34), video))
     figure, axes = plt.subplots(len(rows), len(FRAMES), figsize=(1.15 * len(FRAMES) + 4.2, 1.15 * len(rows)))
     for (label, clip), line in zip(rows, axes, strict=True):

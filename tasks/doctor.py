@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tasks.console import DONE, Console, one_line
-from tasks.models import DEFAULT, SHIPPED, shipped_names
+from tasks.models import DEFAULTS, SHIPPED, shipped_names
 from tasks.options import Json
 
 
@@ -138,5 +138,6 @@ def _packages() -> Iterator[Finding]:
 def _model() -> Iterator[Finding]:
     names = shipped_names()
     size = sum(path.stat().st_size for name in names for path in (SHIPPED / name).rglob("*") if path.is_file()) / 1e6
-    advice = "" if DEFAULT in names else f"this install lacks {DEFAULT}: name a model with --model, or train one"
+    lacking = ", ".join(sorted(set(DEFAULTS.values()) - set(names)))
+    advice = f"this install lacks {lacking}: name a model with --model, or train one" if lacking else ""
     yield Finding("shipped models", not advice, f"{', '.join(names) or 'none'} ({size:.1f} MB)", advice)

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from tasks.judge import Judge
 
 SHIPPED = Path(__file__).parent / "shipped"
-DEFAULT = "mini"  # the shipped model that a verb takes without --model
+# The shipped model that a verb takes without --model: where a tokenizer is enough, and where it needs more.
+DEFAULTS = {"tokenizer": "shapes", "lm": "mini", "judge": "mini"}
 
 
 def shipped_names() -> list[str]:
@@ -36,7 +37,7 @@ def shipped(name: str) -> Path:
 def part_of(model: str | None, part: str) -> Path:
     """The folder of one part ("tokenizer", "lm") of a model; a shipped model's name goes before a folder's (`./shapes`
     is a folder). Raises FileNotFoundError with what was expected."""
-    root = shipped(DEFAULT) if model is None else SHIPPED / model if model in shipped_names() else Path(model)
+    root = shipped(DEFAULTS[part]) if model is None else SHIPPED / model if model in shipped_names() else Path(model)
     if model is not None and not root.exists():
         from huggingface_hub.errors import HFValidationError
 

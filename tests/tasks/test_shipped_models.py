@@ -9,6 +9,7 @@ import torch
 
 from pyramid.data import grammar
 from pyramid.data.folder import Clip, FolderDataset
+from pyramid.data.grammar import content_groups
 from pyramid.data.shapes import ShapesDataset, preset
 from pyramid.metrics import psnr
 from tasks.judge import ATTRIBUTES, Judge, agreement, judge_accuracy, wanted
@@ -57,6 +58,21 @@ def test_shapes_rises_with_every_detail():
     items = ShapesDataset(preset("full"), "test").__getitems__(range(5000, 5032))
     figures = details(tokenizer, torch.stack([item["video"] for item in items]))
     assert rises(figures) and figures[-1] >= 30
+
+
+def test_the_words_of_shapes_say_what_the_clip_shows_and_little_else():
+    """Of clips of one object: the attributes that some word names, of its own clip and of the next one."""
+    tokenizer = load_tokenizer("shapes")
+    items = ShapesDataset(preset("single"), "test").__getitems__(range(5000, 5048))
+    tokens = tokenizer.encode(torch.stack([item["video"] for item in items]), detail=3)
+    said = [{word for chunk in clip for level in chunk for word in level} for clip in tokenizer.words(tokens)]
+    wanted_groups = [content_groups(item["attributes"]) for item in items]
+
+    def named(shift):
+        pairs = zip(said, wanted_groups[shift:] + wanted_groups[:shift], strict=True)
+        return sum(not words.isdisjoint(group) for words, groups in pairs for group in groups) / (4 * len(items))
+
+    assert named(0) >= 0.9 and named(1) <= 0.3
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data")
