@@ -84,6 +84,6 @@ def _remedies(quantizer: Quantizer, loss: LossConfig) -> tuple[list[str], list[s
     if isinstance(quantizer, WordQuantizer):
         if loss.semantic > 0:
             return [f"semantic weight {loss.semantic:g}"], ["captions with more words"]
-        return [], ["a semantic objective (loss.semantic=0.3)"]
+        return [], ["a semantic objective (loss.semantic=2)"]
     assert isinstance(quantizer, FSQQuantizer)
     return ["no table to collapse"], ["fewer fsq_levels", "a bits level, which has an entropy objective"]

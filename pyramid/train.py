@@ -56,7 +56,7 @@ class LossConfig:
     reconstruction: float = 1.0
     quantizer: float = 0.1
     latent: float = 0.25
-    semantic: float = 0.3
+    semantic: float = 2.0
     semantic_first: float = 0.5
     unquantized: float = 0.5
     unquantized_until: float = 0.5

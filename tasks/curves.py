@@ -52,7 +52,8 @@ def draw_curves(result: Evaluation, path: Path) -> None:
     other.set_ylim(1, 2 * max(row["codebook_size"] for row in rows))
     other.set_ylabel("perplexity (dots), codebook size (dashes)")
     for axis in (left, middle, below, right):
-        names = [f"{row['detail']}: {row['codebook']}\n{row['tokens']} tokens\n{row['bpp']:.3g} b/px" for row in rows]
+        names = [f"{row['detail']}: {row['codebook']}\n{row['tokens']} tokens\n{row['bpp']:.2g}" for row in rows]
+        names[-1] += " b/px"
         axis.set_xticks(details, names, fontsize=8)
         axis.set_xlim(details[0] - 0.5, details[-1] + 0.5)
         axis.grid(axis="y", alpha=0.3)

@@ -43,7 +43,7 @@ def test_it_is_told_once_when_it_starts():
         (BitQuantizer(12, entropy=0), LossConfig(entropy=0), "50% of clips; try an entropy weight (loss.entropy=0.1)"),
         (VectorQuantizer(64, 4), LossConfig(full_detail=1), "dead codes restart after 20 expected uses; try fewer"),
         (FSQQuantizer((5, 4, 3)), LossConfig(), "no table to collapse, level dropout, 50% of clips; try fewer fsq"),
-        (WordQuantizer(WordTable.load()), LossConfig(), "semantic weight 0.3, level dropout"),
+        (WordQuantizer(WordTable.load()), LossConfig(), "semantic weight 2, level dropout"),
         (WordQuantizer(WordTable.load()), LossConfig(semantic=0, full_detail=1), "nothing; try a semantic objective"),
     ],
 )

@@ -13,12 +13,12 @@ from pyramid.train import TrainTokenizerConfig
 CONFIGS = importlib.resources.files("pyramid") / "configs"
 # tokens a chunk and bits a pixel; millions of parameters
 PRESETS = {
-    "mini": (57, 0.083, 4.8),
-    "small": (349, 0.169, 5.1),
-    "handwriting": (477, 0.162, 5.3),
-    "robot": (837, 0.161, 5.3),
-    "base": (597, 0.082, 13.0),
-    "large": (2389, 0.082, 152),
+    "mini": (57, 0.083, 6.4),
+    "small": (349, 0.169, 6.8),
+    "handwriting": (477, 0.162, 6.8),
+    "robot": (837, 0.161, 6.8),
+    "base": (597, 0.082, 17.3),
+    "large": (2389, 0.082, 179.8),
 }
 FOLDERS = ("handwriting", "robot")
 
