@@ -33,7 +33,8 @@ class ReaderLayer(nn.Module):
         super().__init__()
         self.heads = math.gcd(dim, max(1, dim // _HEAD_DIM))
         self.norm_cross, self.norm_self, self.norm_mlp = (nn.LayerNorm(dim) for _ in range(3))
-        self.query, self.key, self.value, self.cross = (nn.Linear(dim, dim) for _ in range(4))
+        self.query, self.value, self.cross = (nn.Linear(dim, dim) for _ in range(3))
+        self.key = nn.Linear(dim, dim, bias=False)  # a bias would add the same to all cells, which softmax takes away
         self.query_key_value, self.self_ = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.up, self.gelu, self.down = nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim)
 
