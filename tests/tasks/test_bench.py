@@ -94,7 +94,7 @@ def test_the_tokenizer_is_timed(small_cases, capsys, tmp_path):
     assert recorded["Cosmos", "decode"]["frames_per_s"] == pytest.approx(5.0, abs=0.05)
     assert recorded["VidTok", "encode"]["frames_per_s"] == pytest.approx(0.7, abs=0.05)
     assert json.loads(out.with_suffix(".json").read_text()) == rows
-    assert out.with_suffix(".txt").read_text().startswith("# mini: 4.9 M parameters, stride 4x8x8")
+    assert out.with_suffix(".txt").read_text().startswith("# mini: 6.4 M parameters, stride 4x8x8")
     assert cli.main(["bench", "tokenizer", "--out", str(out)]) == 2
     assert "exists already" in capsys.readouterr().err
 
