@@ -46,6 +46,15 @@ class Level:
         return Level(*sides)
 
 
+def dilated_positions(cells: int, size: int) -> list[int]:
+    """Where `cells` cells stand on an axis of `size` positions: the middles of as many equal parts, floored.
+
+    >>> dilated_positions(2, 16)
+    [4, 12]
+    """
+    return [(2 * i + 1) * size // (2 * cells) for i in range(cells)]
+
+
 @dataclass(frozen=True)
 class Pyramid:
     """The levels of one chunk, coarse first."""

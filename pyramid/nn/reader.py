@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pyramid import ops
-from pyramid.levels import Level
+from pyramid.levels import Level, dilated_positions
 
 # Shapes: B chunks, T H W latent grid, C features, Q questions, E the word table's space; t h w a level's grid.
 
@@ -56,7 +56,7 @@ class WordReader(nn.Module):
         self, levels: Sequence[Level], reference: tuple[int, int, int], dim: int, word_dim: int, depth: int
     ) -> None:
         super().__init__()
-        self.levels_, self.reference = tuple(levels), reference
+        self.levels, self.reference = tuple(levels), reference
         self.norm = nn.LayerNorm(dim)
         self.places = nn.Parameter(0.1 * torch.randn(math.prod(reference), dim))
         self.questions = nn.Parameter(0.5 * torch.randn(sum(level.count for level in levels), dim))
@@ -76,10 +76,10 @@ class WordReader(nn.Module):
         said = self.questions.to(cells.dtype).expand(len(cells), -1, -1)
         for layer in self.layers:
             said = layer(said, cells, self.places.to(cells.dtype))
-        parts = self.head(said).split([level.count for level in self.levels_], dim=1)
+        parts = self.head(said).split([level.count for level in self.levels], dim=1)
         return [
             _pick(_join(part.unflatten(1, level.grid), windows), grid)
-            for part, level, grid in zip(parts, self.levels_, grids, strict=True)
+            for part, level, grid in zip(parts, self.levels, grids, strict=True)
         ]
 
 
@@ -100,6 +100,5 @@ def _pick(x: Tensor, grid: Sequence[int]) -> Tensor:
     """(B, t', h', w', E) on another grid, each cell of it that of its middle: the mean of two words is no word."""
     for axis, (found, wanted) in enumerate(zip(x.shape[1:4], grid, strict=True), start=1):
         if found != wanted:
-            at = torch.tensor([(2 * i + 1) * found // (2 * wanted) for i in range(wanted)], device=x.device)
-            x = x.index_select(axis, at)
+            x = x.index_select(axis, torch.tensor(dilated_positions(wanted, found), device=x.device))
     return x

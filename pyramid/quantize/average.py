@@ -20,19 +20,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyramid.levels import Level
+from pyramid.levels import Level, dilated_positions
 from pyramid.quantize.level_stack import PyramidQuantizer, QuantizedLevel
 
 # Shapes: as in level_stack.py; S = T H W positions of the latent, s = t h w of a level.
-
-
-def dilated_positions(cells: int, size: int) -> list[int]:
-    """Where the cells of a level stand on an axis of `size` positions, 1 <= cells <= size.
-
-    >>> dilated_positions(2, 16)
-    [4, 12]
-    """
-    return [(2 * i + 1) * size // (2 * cells) for i in range(cells)]
 
 
 @lru_cache(maxsize=1024)

@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
+from pyramid.levels import dilated_positions
 from pyramid.quantize import COMBINATIONS, AveragePyramid, LevelConfig, ResidualPyramid
-from pyramid.quantize.average import dilated_positions
 from pyramid.words import WordTable
 
 GRID = (2, 4, 4)
