@@ -223,7 +223,7 @@ class PyramidTokenizer(nn.Module):
         video, detail = video.to(self.device, self.dtype), detail.to(self.device)
         latent, features, _ = self.encoder(video)
         step = self.config.chunk_frames // self.config.time_stride
-        lengths = [1] + [step] * ((latent.shape[2] - 1) // step)
+        lengths = chunk_lengths(latent.shape[2], step)
         parts = zip(latent.split(lengths, dim=2), features.split(lengths, dim=1), strict=True)
         chunks = [self._quantize(*part) for part in parts]
         kept = []

@@ -3,8 +3,8 @@ word levels.
 
 A set decoder (DETR, 2005.12872, section 3.2): every position has a question of its own, a learned vector, which looks
 at all cells of the chunk (cross-attention) and at the other questions (self-attention), so that two positions that see
-the same three objects need not name the same one. Words off the pooled latent, which this replaced, learn a third of
-it (docs/experiments.md).
+the same three objects need not name the same one. After equal training it names 0.70 of a caption's words, where the
+pooled features give 0.41 (docs/experiments.md).
 
 It reads windows of the chunk size that it was built for, one for each cell that a level of one word has there: frames
 of any size are covered by as many windows as fit, and cost as much each.

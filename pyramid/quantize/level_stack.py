@@ -94,11 +94,11 @@ class QuantizedLevel(nn.Module):
         super().__init__()
         self.quantizer = make_quantizer(config, table)
         dim = self.quantizer.dim
+        self.given = given
         if given:
             self.before_pool = self.project_in = None
-        elif (
-            config.codebook == "words"
-        ):  # meaning is no linear function of a residual; the mixing happens before pooling
+        elif config.codebook == "words":
+            # Meaning is no linear function of a residual; the mixing happens before pooling.
             self.before_pool = nn.Sequential(nn.Linear(latent_dim, 4 * latent_dim), nn.GELU())
             self.project_in = nn.Linear(4 * latent_dim, dim)
         else:
@@ -129,9 +129,9 @@ class PyramidQuantizer(nn.Module):
         if not configs:
             raise ValueError(f"{type(self).__name__}: expected at least one level, got none")
         self.configs, self.latent_dim, self.reference = tuple(configs), latent_dim, reference
-        self.given = tuple(words_are_read and config.codebook == "words" for config in configs)
         self.levels = nn.ModuleList(
-            QuantizedLevel(config, latent_dim, table, given) for config, given in zip(configs, self.given, strict=True)
+            QuantizedLevel(config, latent_dim, table, given=words_are_read and config.codebook == "words")
+            for config in configs
         )
 
     # What a combination defines. Its state over the levels so far is a value that belongs to it alone.
@@ -165,9 +165,8 @@ class PyramidQuantizer(nn.Module):
         (B, t, h, w, E) for each word level, where words are read."""
         state, read = self._start(latent), iter(words)
         prefixes, ids, queries, losses = [], [], [], []
-        levels = zip(self.pyramid(latent.shape[2:]).levels, self.levels, self.given, strict=True)
-        for level, part, given in list(levels)[:detail]:
-            query = next(read) if given else self._query(part, state, level)
+        for level, part in list(zip(self.pyramid(latent.shape[2:]).levels, self.levels, strict=True))[:detail]:
+            query = next(read) if part.given else self._query(part, state, level)
             quantized = part.quantizer.quantize(query)
             state = self._add(state, part.cells(quantized.codes))
             prefixes.append(self._prefix(state))
