@@ -17,13 +17,15 @@ if TYPE_CHECKING:
     from tasks.judge import Judge
 
 SHIPPED = Path(__file__).parent / "shipped"
+JUDGES = SHIPPED / "judges"  # networks that look at clips and are no models: `judge_folder`
 # The shipped model that a verb takes without --model: where a tokenizer is enough, and where it needs more.
 DEFAULTS = {"tokenizer": "shapes", "lm": "mini", "judge": "mini"}
 
 
 def shipped_names() -> list[str]:
     """Of the models that this install has."""
-    return sorted(folder.name for folder in SHIPPED.glob("*") if any(folder.rglob("config.json")))
+    folders = (folder for folder in SHIPPED.glob("*") if folder != JUDGES)
+    return sorted(folder.name for folder in folders if any(folder.rglob("config.json")))
 
 
 def shipped(name: str) -> Path:
@@ -32,6 +34,15 @@ def shipped(name: str) -> Path:
         found = ", ".join(shipped_names()) or "none"
         raise FileNotFoundError(f"{SHIPPED}: expected the shipped model {name}, found {found}; name one with --model")
     return SHIPPED / name
+
+
+def judge_folder(name: str) -> Path:
+    """The folder of a shipped judge: "shapes_judge" (`SceneJudge`), "handwriting_judge" (`WritingJudge`) or
+    "robot_features" (`ClipFeatures`). Raises FileNotFoundError where this install does not have it."""
+    if not (JUDGES / name / "config.json").is_file():
+        found = ", ".join(sorted(path.parent.name for path in JUDGES.glob("*/config.json"))) or "none"
+        raise FileNotFoundError(f"{JUDGES}: expected the shipped judge {name}, found {found}")
+    return JUDGES / name
 
 
 def part_of(model: str | None, part: str) -> Path:
