@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -10,6 +10,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from lm.attention import register
+from lm.conditions import TASKS
+from lm.decoding import Decoding
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,10 @@ class LMConfig:
     """`backbone`: a transformers causal LM by folder or hub id, or None for a random Llama of `dim`, `num_layers`,
     `num_heads`, `mlp` with a text tokenizer of `text_size` ids learned from the captions. `max_text`: text tokens of a
     prompt or caption, longer ones are cut; `caption_detail`: levels that captions read by default, all where there are
-    fewer. Raises ValueError for a `max_text` or `caption_detail` below 1."""
+    fewer. `tasks`: what it can be asked for, a token each; `memory`: levels of every chunk that later blocks see as
+    tokens, all by default (layout.py); `history`: latent frames of the chunk before that a block sees (context.py).
+    `decoding`: how it writes unless told otherwise, by task, "" for all others. Raises ValueError for a number below 1,
+    a task that there is not, or decoding of a task that is not among `tasks`."""
 
     backbone: str | None = None
     dim: int = 192
@@ -27,11 +32,20 @@ class LMConfig:
     text_size: int = 512
     max_text: int = 48
     caption_detail: int = 2
+    tasks: tuple[str, ...] = (*TASKS, "caption")
+    memory: int | None = None
+    history: int = 1
+    decoding: dict[str, Decoding] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("max_text", "caption_detail"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("max_text", "caption_detail", "memory", "history"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        unknown = [name for name in self.tasks if name not in (*TASKS, "caption")]
+        if unknown or len(set(self.tasks)) < len(self.tasks):
+            raise ValueError(f"tasks: expected some of {', '.join(TASKS)}, caption, each once, got {self.tasks}")
+        if strange := sorted(self.decoding.keys() - {"", *self.tasks}):
+            raise ValueError(f"decoding: expected some of the model's tasks, got {', '.join(strange)}")
 
 
 def make_backbone(config: LMConfig, text_size: int) -> nn.Module:

@@ -1,48 +1,91 @@
-"""What the pixels look like so far: for each token, the latent that is known at its place when its turn comes.
+"""What the pixels look like so far: for each token, the latents that are known at its place when its turn comes.
 
-Two vectors: the latent at the detail of the chunk's coarser levels (VAR, 2404.02905, feeds the same to its next
-scale), and the last latent frame of the chunk before. Both come from the frozen tokenizer and are resampled to the
-block's grid.
+The latent at the detail of the chunk's coarser levels (VAR, 2404.02905, feeds the same to its next scale); the last
+`history` latent frames of the chunk before; and, where a condition hints at the clip, the hint's latent and the share
+of it that is known. All of them are resampled to the block's grid.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from lm.conditions import Condition
 from lm.layout import Block
 from pyramid import ops
 from pyramid.tokenizer import PyramidTokenizer
 
 
-class LatentContext:
-    """Walks over the blocks of a batch in order: `at(block)` before its codes are known, `add(block, codes)` after."""
+def context_dim(latent_dim: int, history: int, hints: bool) -> int:
+    """Numbers a token."""
+    return latent_dim * (1 + history) + (latent_dim + 1) * hints
 
-    def __init__(self, tokenizer: PyramidTokenizer, batch_size: int, height: int, width: int) -> None:
+
+def hint_latents(tokenizer: PyramidTokenizer, condition: Condition) -> list[Tensor]:
+    """Of each chunk (B, D + 1, T, h, w): the hint's latent where something is known, and the known share."""
+    if condition.hint is None:
+        return []
+    c, latents = tokenizer.config, []
+    for index, (ids, share) in enumerate(zip(condition.hint.ids, condition.share, strict=True)):
+        grid = tokenizer.latent_grid(condition.hint.height, condition.hint.width, first=index == 0)
+        latent = tokenizer.levels.decode([level.to(tokenizer.device) for level in ids], grid)
+        share = share.to(latent)[:, None]
+        latents.append(torch.cat([latent * (share > 0), share], dim=1))
+    assert latents[0].shape[1] == c.latent_dim + 1
+    return latents
+
+
+class LatentContext:
+    """Walks over the blocks of a batch in order: `at(block)` before its codes are known, `add(block, codes)` after.
+    `history`: latent frames of the chunk before that are shown; `hints`: whether there is room for a hint, `shown` the
+    hint's latents (`hint_latents`), of no chunk where there is none."""
+
+    def __init__(
+        self,
+        tokenizer: PyramidTokenizer,
+        batch_size: int,
+        height: int,
+        width: int,
+        *,
+        history: int = 1,
+        hints: bool = False,
+        shown: Sequence[Tensor] = (),
+    ) -> None:
         c = tokenizer.config
         self.levels = tokenizer.levels
         self.shape = (batch_size, c.latent_dim)
         self.space = (-(-height // c.stride), -(-width // c.stride))
         self.chunk_latents = c.chunk_frames // c.time_stride
         self.device = tokenizer.device
+        self.history, self.hints, self.shown = history, hints, shown
         self.chunk = 0
         self.cells: list[Tensor] = []  # of the chunk's levels so far
         self.known = self._zeros(1)
-        self.before = self._zeros(1)
+        self.before = self._zeros(history)
 
     def _zeros(self, t: int) -> Tensor:
         return torch.zeros(*self.shape, t, *self.space, device=self.device)
 
     @torch.no_grad()
     def at(self, block: Block) -> Tensor:
-        """(B, n, 2 D)"""
+        """(B, n, F), F = `context_dim`."""
         if block.chunk != self.chunk:
-            self.before, self.known = self.known[:, :, -1:], self._zeros(self.chunk_latents)
-            self.cells = []
+            self.before = torch.cat([self.before, self.known], dim=2)[:, :, -self.history :]
+            self.known, self.cells = self._zeros(self.chunk_latents), []
             self.chunk = block.chunk
-        before = ops.level_resample(self.before, (1, *block.grid[1:])).expand(-1, -1, block.grid[0], -1, -1)
-        known = ops.level_resample(self.known, block.grid)
-        return torch.cat([known, before], dim=1).flatten(2).transpose(1, 2)
+        t, h, w = block.grid
+        before = ops.level_resample(self.before, (self.history, h, w)).flatten(1, 2)
+        parts = [ops.level_resample(self.known, block.grid), before[:, :, None].expand(-1, -1, t, -1, -1)]
+        if self.hints:
+            parts.append(self._hint(block))
+        return torch.cat(parts, dim=1).flatten(2).transpose(1, 2)
+
+    def _hint(self, block: Block) -> Tensor:
+        if not self.shown:
+            return torch.zeros(self.shape[0], self.shape[1] + 1, *block.grid, device=self.device)
+        return ops.level_resample(self.shown[block.chunk], block.grid)
 
     @torch.no_grad()
     def add(self, block: Block, codes: Tensor) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pyramid.quantize.base import Quantizer
 from pyramid.quantize.fsq import FSQQuantizer
+from pyramid.quantize.vq import VectorQuantizer
 from pyramid.quantize.words import WordQuantizer
 
 # Draws ids (...) from logits (..., K): how is the caller's business (temperature, top-p, guidance, seeds).
@@ -58,12 +59,13 @@ class WordHead(nn.Module):
 class GroupHead(nn.Module):
     """Ids of a codebook of `codebook_size` codes, as little-endian groups of digits with at most 2^GROUP_BITS values,
     the first group the lowest digits. A codebook whose size is no power of two is one group of up to 4096 values, or
-    groups of `digits`: the bases of its mixed-radix ids (FSQ), lowest first. Raises ValueError for other sizes."""
+    groups of `digits`: the bases of its mixed-radix ids (FSQ), lowest first. `whole`: one group of up to 4096 values
+    whatever the size, for codes whose digits mean nothing (VQ). Raises ValueError for other sizes."""
 
-    def __init__(self, codebook_size: int, dim: int, digits: Sequence[int] = ()) -> None:
+    def __init__(self, codebook_size: int, dim: int, digits: Sequence[int] = (), *, whole: bool = False) -> None:
         super().__init__()
         bits = codebook_size.bit_length() - 1
-        if codebook_size == 1 << bits:
+        if codebook_size == 1 << bits and not (whole and codebook_size <= 4096):
             count = -(-bits // GROUP_BITS)
             widths = [bits // count + (index < bits % count) for index in range(count)]
             self.sizes = [1 << width for width in widths]
@@ -120,7 +122,8 @@ def make_head(quantizer: Quantizer, dim: int) -> WordHead | GroupHead:
     """The head that predicts the ids of a level's quantizer."""
     if isinstance(quantizer, WordQuantizer):
         return WordHead(quantizer.embeddings, dim)
-    return GroupHead(quantizer.codebook_size, dim, quantizer.levels if isinstance(quantizer, FSQQuantizer) else ())
+    digits = quantizer.levels if isinstance(quantizer, FSQQuantizer) else ()
+    return GroupHead(quantizer.codebook_size, dim, digits, whole=isinstance(quantizer, VectorQuantizer))
 
 
 def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:

@@ -3,9 +3,11 @@
     generate:  [pad ...] [task] [detail] [text]  [chunk 0: level 1 .. k] [chunk 1: level 1 .. k] ...
     caption:   [task] [detail]  [chunk 0: level 1 .. k] ...  [text] [end]
 
-A *block* is the tokens of one level of one chunk. Text is causal; a block sees all that came before it and itself in
-both directions. In training the blocks stand twice: a clean copy, which later blocks see, and a masked copy behind it,
-which sees the clean blocks before its own and itself - two intervals a query.
+A *block* is the tokens of one level of one chunk. Text is causal; a block sees the text, the *remembered* blocks that
+came before it, and itself in both directions. A model remembers the first `memory` levels of every chunk, or all; what
+finer levels say is known to later blocks through the latent alone (context.py), so that most tokens of a clip are never
+looked back at. In training the blocks stand twice: a clean copy of the remembered ones, and masked copies behind it,
+each of which sees the clean blocks before its own and itself - two intervals a query.
 """
 
 from __future__ import annotations
@@ -25,32 +27,39 @@ NUM_FEATURES = 2 + 3 * 8
 
 @dataclass(frozen=True)
 class Block:
-    """Tokens [start, stop) of the blocks' own sequence: level `level` (from 0) of chunk `chunk`, grid (t, h, w)."""
+    """Tokens of level `level` (from 0) of chunk `chunk`, on a grid (t, h, w). `start`: how many remembered tokens of
+    blocks come before; `remembered`: whether later blocks see this one."""
 
     chunk: int
     level: int
     start: int
-    stop: int
     grid: tuple[int, int, int]
+    remembered: bool = True
 
     @property
     def count(self) -> int:
-        return self.stop - self.start
+        return math.prod(self.grid)
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.count
 
 
-def blocks_of(pyramids: Sequence[Pyramid], detail: int) -> list[Block]:
-    """The blocks of a clip at a detail, in order."""
+def blocks_of(pyramids: Sequence[Pyramid], detail: int, memory: int | None = None) -> list[Block]:
+    """The blocks of a clip at a detail, in order; `memory`: levels that are remembered, all by default."""
     blocks: list[Block] = []
     start = 0
     for chunk, pyramid in enumerate(pyramids):
         for level, grid in enumerate(pyramid.prefix(detail).levels):
-            blocks.append(Block(chunk, level, start, start + grid.count, grid.grid))
-            start += grid.count
+            remembered = memory is None or level < memory
+            blocks.append(Block(chunk, level, start, grid.grid, remembered))
+            start += grid.count if remembered else 0
     return blocks
 
 
-def num_block_tokens(blocks: Sequence[Block]) -> int:
-    return blocks[-1].stop if blocks else 0
+def num_remembered(blocks: Sequence[Block]) -> int:
+    """Tokens of blocks that are remembered."""
+    return sum(block.count for block in blocks if block.remembered)
 
 
 @lru_cache(maxsize=1024)
@@ -74,7 +83,8 @@ def prefix_intervals(pads: Tensor, length: int) -> Tensor:
 
 
 def clean_intervals(blocks: Sequence[Block], pads: Tensor, offset: int) -> Tensor:
-    """Clean blocks that start at position `offset`: each sees all before it and itself. (B, N, 4)"""
+    """Blocks where they stand, the sequence of the remembered ones starting at position `offset`: each sees all before
+    it and itself. (B, N, 4)"""
     stop = torch.cat([torch.full((b.count,), offset + b.stop) for b in blocks]).to(pads.device)
     start = pads[:, None].expand(-1, len(stop))
     stop = stop.expand_as(start)
@@ -82,18 +92,23 @@ def clean_intervals(blocks: Sequence[Block], pads: Tensor, offset: int) -> Tenso
 
 
 def masked_intervals(blocks: Sequence[Block], pads: Tensor, offset: int, masked_offset: int) -> Tensor:
-    """Masked copies that start at `masked_offset`, of blocks whose clean copies start at `offset`: each sees all before
-    the clean copy, and itself. (B, N, 4)"""
+    """Masked copies, one behind the other from `masked_offset` on, of blocks whose remembered ones have clean copies
+    from `offset` on: each sees all before its place there, and itself. (B, N, 4)"""
+    counts = torch.tensor([b.count for b in blocks])
+    ends = masked_offset + counts.cumsum(0)
 
-    def column(values: list[int]) -> Tensor:
-        counts = torch.tensor([b.count for b in blocks])
-        return torch.tensor(values).repeat_interleave(counts).to(pads.device)
+    def column(values: Tensor) -> Tensor:
+        return values.repeat_interleave(counts).to(pads.device)
 
-    start = pads[:, None].expand(-1, sum(b.count for b in blocks))
-    before = column([offset + b.start for b in blocks]).expand_as(start)
-    own = column([masked_offset + b.start - blocks[0].start for b in blocks]).expand_as(start)
-    own_stop = column([masked_offset + b.stop - blocks[0].start for b in blocks]).expand_as(start)
+    start = pads[:, None].expand(-1, int(counts.sum()))
+    before = column(torch.tensor([offset + b.start for b in blocks])).expand_as(start)
+    own, own_stop = (column(values).expand_as(start) for values in (ends - counts, ends))
     return torch.stack([start, before, own, own_stop], dim=-1)
+
+
+def places_of(blocks: Sequence[Block], offset: int) -> Tensor:
+    """Positions of the tokens of blocks, int64 (N,), the sequence of the remembered ones starting at `offset`."""
+    return torch.cat([torch.arange(offset + b.start, offset + b.stop) for b in blocks])
 
 
 def text_intervals(offset: int, length: int, batch: int, device: torch.device) -> Tensor:

@@ -1,17 +1,16 @@
 """`PyramidLM`: one language model that writes the pyramid from text and text from the pyramid. Read this file first.
 
 Any transformers decoder is the backbone (a small random Llama by default). Around it: embeddings of codes, of levels,
-of places and of what the picture looks like so far (context.py), heads (heads.py), and the layout of a sequence
-(layout.py). Training hides a random share of each block; generation fills a block in one pass or in a few.
+of places and of what the picture looks like so far (context.py), heads (heads.py), the layout of a sequence (layout.py)
+and what is given beside text (conditions.py). Training hides a random share of each block; generation fills a block in
+one pass or in several (decoding.py).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,20 +23,18 @@ from transformers import AutoTokenizer, DynamicCache
 
 from lm import layout
 from lm.backbone import LMConfig, load_backbone
-from lm.context import LatentContext
+from lm.conditions import HINTED, Condition
+from lm.context import LatentContext, context_dim, hint_latents
+from lm.decoding import Decoding, write
 from lm.heads import CodeEmbedding, make_head
 from lm.layout import Block
-from lm.sampling import Sampler, SamplingConfig
 from lm.vocabulary import Vocabulary
+from pyramid.config import load
 from pyramid.levels import check_detail
 from pyramid.tokenizer import PyramidTokenizer, load_weights, model_folder
 from pyramid.tokens import TokenPyramid
 
 FORMAT_VERSION = 1
-
-
-class TextWarning(UserWarning):
-    """Text is longer than the model reads."""
 
 
 class PyramidLM(nn.Module):
@@ -56,14 +53,15 @@ class PyramidLM(nn.Module):
         object.__setattr__(self, "tokenizer", tokenizer.eval().requires_grad_(False))
         quantizers = [level.quantizer for level in tokenizer.levels.levels]
         sizes = tuple(quantizer.codebook_size for quantizer in quantizers)
-        self.vocabulary = Vocabulary(backbone.get_input_embeddings().num_embeddings, sizes)
+        self.vocabulary = Vocabulary(backbone.get_input_embeddings().num_embeddings, sizes, self.config.tasks)
         dim = backbone.config.hidden_size
         self.special = nn.Embedding(self.vocabulary.num_special, dim)
         self.hidden_token = nn.Parameter(torch.zeros(dim))
         self.codes = nn.ModuleList(CodeEmbedding(quantizer, dim) for quantizer in quantizers)
         self.level = nn.Embedding(len(quantizers), dim)
         self.place = nn.Linear(layout.NUM_FEATURES, dim)
-        self.seen = nn.Linear(2 * tokenizer.config.latent_dim, dim)
+        self.hints = any(task in HINTED for task in self.config.tasks)
+        self.seen = nn.Linear(context_dim(tokenizer.config.latent_dim, config.history, self.hints), dim)
         self.heads = nn.ModuleList(make_head(quantizer, dim) for quantizer in quantizers)
         for module in (self.special, self.level, *list(self.codes)):
             for weight in module.parameters():
@@ -76,6 +74,11 @@ class PyramidLM(nn.Module):
     @property
     def num_levels(self) -> int:
         return self.vocabulary.num_levels
+
+    @property
+    def memory(self) -> int:
+        """Levels of every chunk that later blocks see as tokens."""
+        return self.num_levels if self.config.memory is None else min(self.config.memory, self.num_levels)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PyramidLM:
         super()._apply(fn, recurse)
@@ -111,13 +114,20 @@ class PyramidLM(nn.Module):
         return torch.where(special[..., None], self.special((ids - self.vocabulary.num_text).clamp(min=0)), text)
 
     def embed_block(self, block: Block, codes: Tensor, seen: Tensor, hidden: Tensor | None = None) -> Tensor:
-        """codes (B, n), what is seen so far (B, n, 2 D) -> (B, n, dim); tokens where `hidden` (B, n) is true show
+        """codes (B, n), what is seen so far (B, n, F) -> (B, n, dim); tokens where `hidden` (B, n) is true show
         nothing of their code."""
         x = self.codes[block.level](codes)
         if hidden is not None:
             x = torch.where(hidden[..., None], self.hidden_token.to(x.dtype), x)
         place = self.place(layout.position_features(block.chunk, block.grid).to(self.device))
         return x + self.level.weight[block.level] + place + self.seen(seen)
+
+    def context(self, batch_size: int, height: int, width: int, shown: Sequence[Tensor] = ()) -> LatentContext:
+        """What the blocks of clips of this size see of the pixels; `shown`: a hint's latents (`hint_latents`)."""
+        c = self.config
+        return LatentContext(
+            self.tokenizer, batch_size, height, width, history=c.history, hints=self.hints, shown=shown
+        )
 
     def prefix(self, task: str, detail: int, sentences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """[pad ...] [task] [detail] [text, at most `max_text`] -> ids (B, P), number of pads (B,)."""
@@ -129,8 +139,10 @@ class PyramidLM(nn.Module):
         return torch.tensor(rows, device=self.device), torch.tensor(pads, device=self.device)
 
     def run(self, x: Tensor, intervals: Tensor, positions: Tensor, cache: DynamicCache | None = None) -> Tensor:
-        """Backbone without its head. x (B, S, dim), intervals (B, S, 4) over all keys, positions (B, S)."""
-        out = self.backbone.base_model(
+        """Backbone without its head. x (B, S, dim), intervals (B, S, 4) over all keys, positions (B, S). Compiled code
+        (`nn.Module.compile`) is for training alone."""
+        body = self.backbone.base_model
+        out = (body if torch.is_grad_enabled() else body.forward)(
             inputs_embeds=x,
             intervals=intervals,
             position_ids=positions,
@@ -147,36 +159,57 @@ class PyramidLM(nn.Module):
         sentences: Sequence[Sequence[int]],
         detail: int,
         generator: torch.Generator | None = None,
+        *,
+        condition: Condition | None = None,
+        inputs: TokenPyramid | None = None,
+        picked: Callable[[Block], bool] = lambda block: True,
+        tube: float = 0.0,
     ) -> dict[int, Tensor]:
         """Mean negative log-likelihood of the hidden codes of each level, in nats a token: {level from 0: scalar}.
-        sentences: text ids of each clip, empty for unconditional."""
-        blocks = layout.blocks_of(tokens.pyramids, detail)
-        codes = [tokens.ids[b.chunk][b.level].flatten(1) for b in blocks]
-        hidden = [_hide(c, generator) for c in codes]
-        seen = self._seen(tokens, blocks, codes)
-        ids, pads = self.prefix("generate", detail, sentences)
-        start, length = ids.shape[1], layout.num_block_tokens(blocks)
-        kept = blocks[:-1]  # nothing comes after the last block, so that nothing would see a clean copy of it
-        masked_offset = start + layout.num_block_tokens(kept)
+
+        Args:
+            tokens: the clips to write. sentences: text ids of each clip, empty for none.
+            detail: levels to write. generator: of what is hidden.
+            condition: what is given beside the text; blocks whose tokens are given are not counted.
+            inputs: what earlier blocks are seen to be, `tokens` themselves by default (`requantize`).
+            picked: which blocks are counted; all by default, at least one of those that are not given.
+            tube: share of clips in which a block that has several grids in time hides the same places in each of them
+                (Lumos-1, 2507.08801: else a later one is learned by copying an earlier one).
+        """
+        condition = Condition() if condition is None else condition.to(self.device)
+        inputs = tokens if inputs is None else inputs
+        blocks = layout.blocks_of(tokens.pyramids, detail, self.memory)
+        codes = [inputs.ids[b.chunk][b.level].flatten(1) for b in blocks]
+        seen = self._seen(inputs, blocks, codes, condition)
+        asked = [i for i, b in enumerate(blocks) if picked(b) and condition.codes(b.chunk, b.level) is None]
+        if not asked:
+            raise ValueError("PyramidLM.generation_loss: expected a block that is picked and not given, got none")
+        # After the last block that is asked for nothing would see a clean copy.
+        clean = [i for i in range(asked[-1]) if blocks[i].remembered]
+        targets = {i: tokens.ids[blocks[i].chunk][blocks[i].level].flatten(1) for i in asked}
+        hidden = {i: _hide(blocks[i], len(sentences), generator, tube).to(self.device) for i in asked}
+        ids, pads = self.prefix(condition.task, detail, sentences)
+        start = ids.shape[1]
+        masked_offset = start + sum(blocks[i].count for i in clean)
         x = torch.cat(
             [
                 self.embed_ids(ids),
-                *[self.embed_block(b, c, s) for b, c, s in zip(kept, codes, seen, strict=False)],
-                *[self.embed_block(b, c, s, h) for b, c, s, h in zip(blocks, codes, seen, hidden, strict=True)],
+                *[self.embed_block(blocks[i], codes[i], seen[i]) for i in clean],
+                *[self.embed_block(blocks[i], targets[i], seen[i], hidden[i]) for i in asked],
             ],
             dim=1,
         )
         intervals = [layout.prefix_intervals(pads, start)]
-        if kept:
-            intervals.append(layout.clean_intervals(kept, pads, start))
-        intervals.append(layout.masked_intervals(blocks, pads, start, masked_offset))
-        places = torch.cat([torch.arange(masked_offset), torch.arange(start, start + length)]).to(self.device)
-        positions = (places[None] - pads[:, None]).clamp(min=0)
+        if clean:
+            intervals.append(layout.clean_intervals([blocks[i] for i in clean], pads, start))
+        intervals.append(layout.masked_intervals([blocks[i] for i in asked], pads, start, masked_offset))
+        places = [torch.arange(masked_offset), layout.places_of([blocks[i] for i in asked], start)]
+        positions = (torch.cat(places).to(self.device)[None] - pads[:, None]).clamp(min=0)
         out = self.run(x, torch.cat(intervals, dim=1), positions)[:, masked_offset:]
         losses: dict[int, list[Tensor]] = {}
-        for block, code, hide in zip(blocks, codes, hidden, strict=True):
-            nll = self.heads[block.level].nll(out[:, block.start : block.stop], code)
-            losses.setdefault(block.level, []).append((nll * hide).sum() / hide.sum())
+        for i, part in zip(asked, out.split([blocks[i].count for i in asked], dim=1), strict=True):
+            nll = self.heads[blocks[i].level].nll(part, targets[i])
+            losses.setdefault(blocks[i].level, []).append((nll * hidden[i]).sum() / hidden[i].sum())
         return {level: torch.stack(values).mean() for level, values in losses.items()}
 
     def caption_loss(self, tokens: TokenPyramid, sentences: Sequence[Sequence[int]], detail: int) -> Tensor:
@@ -198,8 +231,11 @@ class PyramidLM(nn.Module):
         logits = self.backbone.get_output_embeddings()(out[:, start - 1 :])
         return nn.functional.cross_entropy(logits.float().flatten(0, 1), target.flatten())
 
-    def _seen(self, tokens: TokenPyramid, blocks: Sequence[Block], codes: Sequence[Tensor]) -> list[Tensor]:
-        context = LatentContext(self.tokenizer, tokens.batch_size, tokens.height, tokens.width)
+    def _seen(
+        self, tokens: TokenPyramid, blocks: Sequence[Block], codes: Sequence[Tensor], condition: Condition
+    ) -> list[Tensor]:
+        shown = hint_latents(self.tokenizer, condition)
+        context = self.context(tokens.batch_size, tokens.height, tokens.width, shown)
         seen = []
         for block, code in zip(blocks, codes, strict=True):
             seen.append(context.at(block))
@@ -210,7 +246,7 @@ class PyramidLM(nn.Module):
         """Embeddings, intervals and positions of [task] [detail] [blocks] for reading."""
         blocks = layout.blocks_of(tokens.pyramids, detail)
         codes = [tokens.ids[b.chunk][b.level].flatten(1) for b in blocks]
-        seen = self._seen(tokens, blocks, codes)
+        seen = self._seen(tokens, blocks, codes, Condition("caption"))
         ids, pads = self.prefix("caption", detail, [[]] * tokens.batch_size)
         embedded = [self.embed_block(b, c, s) for b, c, s in zip(blocks, codes, seen, strict=True)]
         x = torch.cat([self.embed_ids(ids), *embedded], dim=1)
@@ -258,87 +294,53 @@ class PyramidLM(nn.Module):
         prompts: Sequence[str],
         detail: int | None = None,
         *,
+        condition: Condition | None = None,
         num_frames: int | None = None,
         size: tuple[int, int] | None = None,
         seed: int = 0,
-        temperature: float = 1.0,
-        top_p: float = 0.95,
-        guidance: float = 1.5,
-        passes: int | Sequence[int] = 2,
+        negative: Sequence[str] | str = "",
+        on_block: Callable[[int, int, tuple[Tensor, ...]], None] | None = None,
+        **decoding: Any,
     ) -> TokenPyramid:
-        """Write the pyramids of clips from text, coarse to fine, next block by next block.
+        """Write the pyramids of clips from text and from what is given, coarse to fine, block by block.
 
-        prompts: one a clip, "" for unconditional; a `TextWarning` tells of one that is longer than the model reads.
-        detail: levels to write, all by default. num_frames and size (height, width): the tokenizer's training size by
-        default. seed: clip i is drawn with seed + i. passes: forward passes a block, one number or one a level; 1 draws
-        all tokens of a block at once, more draw them in turns of cosine size (MaskGIT, 2202.04200) in random order.
+        Args:
+            prompts: one a clip, "" for none; a `TextWarning` tells of one that is longer than the model reads.
+            detail: levels to write, all by default.
+            condition: what is given beside text (conditions.py), for clips of this length and size.
+            num_frames, size (height, width): the tokenizer's training size by default, or those of the condition.
+            seed: clip i is drawn with seed + i.
+            negative: what the clips are driven away from, one text or one a clip; needs guidance.
+            on_block: called with chunk, level (both from 0) and the ids of the chunk so far, (B, t, h, w) a level,
+                when a block is done.
+            decoding: fields of `Decoding` that differ from the model's own for this task: decoder, passes, ...
+
         Returns tokens of `detail` levels.
 
-        Raises TypeError for a single string as `prompts`, ValueError for no prompt and any number out of range.
+        Raises TypeError for a single string as `prompts`, ValueError for no prompt, any number out of range, a task
+        that the model does not know, and a condition that does not fit.
         """
         if isinstance(prompts, str):
             raise TypeError(f"PyramidLM.generate: expected a list of prompts, one a clip, got the string {prompts!r}")
-        if not prompts:
-            raise ValueError("PyramidLM.generate: expected at least one prompt, got none")
-        detail = check_detail(detail, self.num_levels, "PyramidLM.generate")
-        c = self.tokenizer.config
-        num_frames = c.num_frames if num_frames is None else num_frames
-        height, width = c.size if size is None else size
-        if min(num_frames, height, width) < 1:
-            raise ValueError(
-                "PyramidLM.generate: num_frames and both sides of size must be at least 1, got "
-                f"{num_frames} and {height}x{width}"
-            )
-        pyramids = self.tokenizer.pyramids(num_frames, height, width)
-        blocks = layout.blocks_of(pyramids, detail)
-        turns = [passes] * detail if isinstance(passes, int) else list(passes)
-        if len(turns) < detail or min(turns) < 1:
-            raise ValueError(f"PyramidLM.generate: passes must be at least 1 for each of {detail} levels, got {passes}")
-        sampler = Sampler(
-            SamplingConfig(temperature, top_p, guidance), [seed + i for i in range(len(prompts))], self.device
+        task = "generate" if condition is None else condition.task
+        settings = dataclasses.replace(self.decoding(task), **decoding)
+        return write(
+            self,
+            prompts,
+            check_detail(detail, self.num_levels, "PyramidLM.generate"),
+            Condition(task) if condition is None else condition,
+            settings,
+            num_frames=num_frames,
+            size=size,
+            seed=seed,
+            negative=negative,
+            on_block=on_block,
         )
-        sentences = [self.text_ids(prompt) for prompt in prompts]
-        for row, sentence in enumerate(sentences):
-            if len(sentence) > self.config.max_text:
-                warnings.warn(
-                    f"PyramidLM.generate: prompt {row + 1} has {len(sentence)} tokens, the first "
-                    f"{self.config.max_text} are read",
-                    TextWarning,
-                    stacklevel=3,  # beyond no_grad's own frame
-                )
-        if sampler.guided:
-            sentences = sentences + [[]] * len(prompts)
-        ids, pads = self.prefix("generate", detail, sentences)
-        start = ids.shape[1]
-        context = LatentContext(self.tokenizer, len(sentences), height, width)
-        cache = DynamicCache()
-        # What the cache has yet to see: the prefix at first, then each finished block together with the next one.
-        waiting = (self.embed_ids(ids), layout.prefix_intervals(pads, start))
-        chunks: list[list[Tensor]] = [[] for _ in pyramids]
-        for block in blocks:
-            seen = context.at(block)
-            codes = torch.zeros(len(sentences), block.count, dtype=torch.int64, device=self.device)
-            hidden = torch.ones_like(codes, dtype=torch.bool)
-            own = layout.clean_intervals([block], pads, start)
-            rank = sampler.uniform(block.count).argsort(dim=1).argsort(dim=1)
-            rank = rank.repeat(2, 1) if sampler.guided else rank
-            for stop in _turns(block.count, turns[block.level]):
-                x = torch.cat([waiting[0], self.embed_block(block, codes, seen, hidden)], dim=1)
-                intervals = torch.cat([waiting[1], own], dim=1)
-                first = start + block.start - waiting[0].shape[1]
-                places = torch.arange(first, first + x.shape[1], device=self.device)
-                positions = (places[None] - pads[:, None]).clamp(min=0)
-                out = self.run(x, intervals, positions, cache)[:, -block.count :]
-                cache.crop(-block.count)
-                waiting = (x[:, :0], intervals[:, :0])
-                drawn = self.heads[block.level].sample(out, sampler)
-                reveal = hidden & (rank < stop)
-                codes = torch.where(reveal, drawn, codes)
-                hidden = hidden & ~reveal
-            waiting = (self.embed_block(block, codes, seen), own)
-            context.add(block, codes)
-            chunks[block.chunk].append(codes[: len(prompts)].reshape(-1, *block.grid))
-        return TokenPyramid(tuple(tuple(levels) for levels in chunks), num_frames, height, width)
+
+    def decoding(self, task: str) -> Decoding:
+        """How this model writes for a task unless told otherwise. Raises ValueError for a task it does not know."""
+        self.vocabulary.task(task)
+        return self.config.decoding.get(task, self.config.decoding.get("", Decoding()))
 
     # ------------------------------------------------------------------------------------------ folders
 
@@ -399,32 +401,27 @@ def _read_config(path: Path) -> tuple[str, LMConfig]:
     if found != ("pyramid.lm", FORMAT_VERSION):
         raise ValueError(f"PyramidLM: {path}: expected a pyramid.lm, version {FORMAT_VERSION}, got {found}")
     expected = {"tokenizer", *(field.name for field in dataclasses.fields(LMConfig))}
-    missing, unknown = sorted(expected - config.keys()), sorted(config.keys() - expected)
+    missing, unknown = sorted(expected - config.keys() - _LATER_KEYS.keys()), sorted(config.keys() - expected)
     if missing or unknown:
         raise ValueError(f"PyramidLM: {path}: expected the keys of an LMConfig, got {missing=}, {unknown=}")
-    return config.pop("tokenizer"), LMConfig(**config)
+    tokenizer = config.pop("tokenizer")
+    return tokenizer, load(LMConfig, _LATER_KEYS | config)
 
 
-def _hide(codes: Tensor, generator: torch.Generator | None) -> Tensor:
+# What the first models of this format version, written without these keys, have.
+_LATER_KEYS: dict[str, Any] = {"tasks": ["generate", "caption"], "memory": None, "history": 1, "decoding": {}}
+
+
+def _hide(block: Block, batch_size: int, generator: torch.Generator | None, tube: float) -> Tensor:
     """Which tokens of a block (B, n) are hidden: all of them for half of the rows, else a cosine-distributed share
-    (MaskGIT, 2202.04200), at least one."""
-    batch, count = codes.shape
-    draw = torch.rand(batch, 2, generator=generator)
-    share = torch.where(draw[:, 0] < 0.5, torch.ones(batch), (draw[:, 1] * torch.pi / 2).cos())
-    number = (share * count).ceil().clamp(min=1)
-    rank = torch.rand(batch, count, generator=generator).argsort(dim=1).argsort(dim=1)
-    return (rank < number[:, None]).to(codes.device)
-
-
-def _turns(count: int, passes: int) -> list[int]:
-    """How many tokens of a block are known after each pass: the cosine schedule, every pass adding at least one.
-
-    >>> _turns(16, 4)
-    [2, 5, 10, 16]
-    """
-    known: list[int] = []
-    for turn in range(1, passes + 1):
-        stop = count - math.floor(count * math.cos(math.pi / 2 * turn / passes) + 1e-9)
-        if stop > (known[-1] if known else 0):
-            known.append(stop)
-    return known
+    (MaskGIT, 2202.04200), at least one. In a share `tube` of the rows the same ones in all grids in time."""
+    count, frames = block.count, block.grid[0]
+    draw = torch.rand(batch_size, 3, generator=generator)
+    share = torch.where(draw[:, 0] < 0.5, torch.ones(batch_size), (draw[:, 1] * torch.pi / 2).cos())
+    order = torch.rand(batch_size, count, generator=generator)
+    if frames > 1:
+        still = order[:, : count // frames].repeat(1, frames)
+        order = torch.where((draw[:, 2] < tube)[:, None], still, order)
+    number = (share * count).ceil().clamp(min=1).long()
+    last = order.sort(dim=1).values.gather(1, number[:, None] - 1)
+    return order <= last

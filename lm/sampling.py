@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from lm.decoding import Decoding
 
-@dataclass(frozen=True)
-class SamplingConfig:
-    """`temperature` 0 takes the most likely id; `top_p`: the smallest set of ids with this share of the probability;
-    `guidance` g: logits l = u + g (c - u) from the conditional c and the unconditional u, 1 for none. Raises ValueError
-    for a number that is out of range or not finite."""
 
-    temperature: float = 1.0
-    top_p: float = 0.95
-    guidance: float = 1.5
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature must be finite and 0 or more, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
-        if not 0 <= self.guidance < math.inf:
-            raise ValueError(f"guidance must be finite and 0 or more, got {self.guidance}")
+def guidance_weights(decoding: Decoding, branches: int, level: int, num_levels: int) -> tuple[float, ...]:
+    """What the logits of each branch count for at a level (from 0); they sum to 1. Branches: all that is asked; without
+    the text (or with the negative one); without anything."""
+    first, last = decoding.ramp
+    share = first + (last - first) * level / max(1, num_levels - 1)
+    text, given = (1 + (scale - 1) * share for scale in (decoding.guidance, decoding.guidance_given))
+    return {1: (1.0,), 2: (text, 1 - text), 3: (text, given - text, 1 - given)}[branches]
 
 
 def keep_nucleus(logits: Tensor, top_p: float) -> Tensor:
@@ -39,34 +31,51 @@ def keep_nucleus(logits: Tensor, top_p: float) -> Tensor:
 
 
 class Sampler:
-    """Draws for B rows, each with a generator of its own: row i depends on `seeds[i]` alone, not on its neighbours.
+    """Draws for B clips, each with a generator of its own: clip i depends on `seeds[i]` alone, not on its neighbours.
 
-    With guidance the logits come for 2 B rows, conditional ones first; both halves of the answer are the same.
+    The logits come for as many rows a clip as there are `weights`, branch by branch, and the rows of a clip get the
+    same answer. `weights`, `temperature` and `top_p` may be set anew for each level.
     """
 
-    def __init__(self, config: SamplingConfig, seeds: list[int], device: torch.device) -> None:
-        self.config, self.device = config, device
+    def __init__(self, seeds: list[int], device: torch.device) -> None:
+        self.device = device
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.weights: tuple[float, ...] = (1.0,)
+        self.temperature, self.top_p = 1.0, 1.0
+        self._score: Tensor | float = 0.0
 
     @property
-    def guided(self) -> bool:
-        return self.config.guidance != 1
+    def num_rows(self) -> int:
+        return len(self.generators) * len(self.weights)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """(B, ...) -> the same for each row of a clip."""
+        return values.repeat(len(self.weights), *[1] * (values.dim() - 1))
 
     def uniform(self, *shape: int) -> Tensor:
         """(B, *shape) numbers in [0, 1)."""
         return torch.stack([torch.rand(shape, generator=g) for g in self.generators]).to(self.device)
 
+    def gumbel(self, *shape: int) -> Tensor:
+        """(B, *shape) of the standard Gumbel distribution."""
+        return self.uniform(*shape).clamp_(min=1e-20).log_().neg_().clamp_(min=1e-20).log_().neg_()
+
+    def take_score(self) -> Tensor:
+        """Log-probability (B, n) of the draws since it was last asked for."""
+        score, self._score = self._score, 0.0
+        assert isinstance(score, Tensor)  # asked for after a draw
+        return score
+
     def __call__(self, logits: Tensor) -> Tensor:
-        """(B or 2 B, n, K) -> ids (B or 2 B, n)."""
-        logits = logits.float()
-        if self.guided:
-            conditional, unconditional = logits.chunk(2)
-            logits = unconditional + self.config.guidance * (conditional - unconditional)
-        if self.config.temperature == 0:
-            ids = logits.argmax(dim=-1)
+        """(rows, n, K) -> ids (rows, n)."""
+        branches = logits.float().chunk(len(self.weights))
+        mixed = sum(weight * branch for weight, branch in zip(self.weights, branches, strict=True))
+        assert isinstance(mixed, Tensor)
+        if self.temperature == 0:
+            ids = mixed.argmax(dim=-1)
         else:
-            logits = keep_nucleus(logits / self.config.temperature, self.config.top_p)
+            mixed = keep_nucleus(mixed / self.temperature, self.top_p)
             # The Gumbel trick: the largest of logit + noise is a draw from the softmax.
-            noise = self.uniform(*logits.shape[1:]).clamp_(min=1e-20).log_().neg_().clamp_(min=1e-20).log_().neg_()
-            ids = (logits + noise).argmax(dim=-1)
-        return ids.repeat(2, 1) if self.guided else ids
+            ids = (mixed + self.gumbel(*mixed.shape[1:])).argmax(dim=-1)
+        self._score = self._score + mixed.log_softmax(dim=-1).gather(-1, ids[..., None])[..., 0]
+        return self.spread(ids)

@@ -1,108 +1,213 @@
-"""Training a language model over pyramids: `train_lm(config, out)` learns both directions at once.
+"""Training a language model over pyramids: `train_lm(config, out)` learns every task, and both directions, at once.
 
-Every step writes the pyramids of a batch from their text (a random share of each block hidden, the text dropped now
-and then for guidance) and reads the captions from their coarse levels. The video tokenizer is frozen; clips are
-tokenized as they come.
+A step is about one group of clips (curriculum.py): it writes them from what their task gives, a random share of each
+block hidden, the text dropped now and then for guidance; or it reads their captions from coarse levels. The video
+tokenizer is frozen; clips are tokenized as they come, or come as tokens (token_cache.py). Against exposure bias what
+is given holds mistakes, and the targets are what mends them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 from transformers import AutoTokenizer
 
 from lm.backbone import LMConfig, make_backbone
-from lm.model import PyramidLM, TextWarning
+from lm.conditions import HINTED, TASKS, Condition, draw_condition
+from lm.curriculum import Curriculum, Group, GroupBatches, MixConfig
+from lm.decoding import TextWarning
+from lm.model import PyramidLM
+from lm.token_cache import TokenDataset, unpack
 from lm.vocabulary import train_text_tokenizer
-from pyramid.data.datamodule import ClipData
+from pyramid.data.datamodule import ClipData, collate_clips
 from pyramid.data.sources import DataConfig, make_datasets
+from pyramid.quantize import BitQuantizer
 from pyramid.schedule import RunConfig
 from pyramid.tokenizer import PyramidTokenizer
 from pyramid.tokens import TokenPyramid
-from pyramid.training import TrainingModule, check_resume, fit
+from pyramid.training import TrainingModule, check_resume, fit, mix_seed
 from pyramid.training_forecast import Forecast
 
-# A block of n tokens weighs n^_BLOCK_POWER: a word alone counts for less than a level of bits, but for more than one of
-# its codes.
-_BLOCK_POWER = 0.5
+# What a step's common draws are for.
+_GROUPS, _MASKS = range(2)
+_CLIPS = 2  # and what its clips are drawn by
 
 
 @dataclass(frozen=True)
 class LMLossConfig:
-    """`caption`: weight of reading against writing; `drop_text`: share of clips written without their text;
-    `paraphrase`: share of prompts in other words, where the data has them; `all_levels`: share of steps that write at
-    full detail, the others stop at a random level; `caption_default`: share of steps that read at `caption_detail`."""
+    """`drop_text`: share of clips written without their text, `drop_text_given` of those that something else is given
+    of; `drop_hint`: share of clips whose hint is kept from the model, for guidance by it; `paraphrase`: share of
+    prompts in other words, where the data has them. `noise`: the most of the given codes that are replaced at random,
+    in a share `noisy` of the clips; `tube`: `PyramidLM.generation_loss`. A level of n tokens weighs n^`level_power`: a
+    word alone counts for less than a level of bits, but for more than one of its codes."""
 
-    caption: float = 0.5
     drop_text: float = 0.1
+    drop_text_given: float = 0.3
+    drop_hint: float = 0.1
     paraphrase: float = 0.5
-    all_levels: float = 0.8
-    caption_default: float = 0.8
+    noise: float = 0.3
+    noisy: float = 0.5
+    tube: float = 0.5
+    level_power: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name}: expected a number from 0 to 1, got {value}")
 
 
 @dataclass(frozen=True)
 class TrainLMConfig:
-    """The whole of a language-model run. `tokenizer`: folder or hub id of the video tokenizer; `initialize`: a folder
-    of a PyramidLM to start from."""
+    """The whole of a language-model run. `tokenizer`: folder or hub id of the video tokenizer; `tokens`: folder of
+    clips tokenized once, with `train` and `val` in it, that takes the place of `data`; `initialize`: a folder of a
+    PyramidLM to start from, whose config then takes the place of `model`. `compile`: the backbone by torch.compile,
+    minutes at the start for steps a quarter shorter."""
 
     tokenizer: str = ""
+    tokens: str | None = None
     model: LMConfig = field(default_factory=LMConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    mix: MixConfig = field(default_factory=MixConfig)
     loss: LMLossConfig = field(default_factory=LMLossConfig)
     run: RunConfig = field(default_factory=RunConfig)
     initialize: str | None = None
+    compile: bool = False
+
+
+_WITHOUT_CLASSES = tuple(name for name in (*TASKS, "caption") if name != "class")
 
 
 class LMTraining(TrainingModule):
-    """Batches are those of `ClipData`: `video`, `caption`, and where the data has them `paraphrase` (other words to
-    write from) and `seen` (the clip as read from a file, to be captioned as well as the clip itself)."""
+    """Batches are those of `ClipData` - `video`, `caption`, and where the data has them `paraphrase` (other words to
+    write from) and `seen` (the clip as read from a file, to be captioned as well as the clip itself) - or those of
+    `TokenData`. `teaches`: the tasks that the clips have what it takes for; by default all but "class"."""
 
-    def __init__(self, config: TrainLMConfig, lm: PyramidLM) -> None:
+    def __init__(self, config: TrainLMConfig, lm: PyramidLM, teaches: Sequence[str] = _WITHOUT_CLASSES) -> None:
         super().__init__(config.run)
         self.config, self.lm = config, lm.train()  # transformers loads a pretrained backbone in eval mode
+        pyramids = tuple(lm.tokenizer.pyramids(lm.tokenizer.config.num_frames))
+        known = tuple(task for task in lm.config.tasks if task in teaches and _possible(task, lm, len(pyramids)))
+        text = lm.config.max_text // 2
+        self.curriculum = Curriculum(config.mix, pyramids, known, lm.memory, lm.config.caption_detail, text)
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if self.config.compile:
+            self.lm.backbone.base_model.compile(dynamic=True)
+
+    def group(self, step: int) -> Group:
+        """What a step is about."""
+        generator = torch.Generator().manual_seed(mix_seed(self.run.seed, step, 1, _GROUPS))
+        return self.curriculum.group(self.schedule.progress(step), generator)
+
+    def seed(self, step: int, rank: int) -> int:
+        """Of the clips that a rank draws in a step."""
+        return mix_seed(self.run.seed, step, _CLIPS, rank)
 
     def objective(self, batch: dict) -> Tensor:
-        loss, lm = self.config.loss, self.lm
-        tokens = self._tokens(batch["video"])
-        detail = lm.num_levels if torch.rand(()) < loss.all_levels else int(torch.randint(1, lm.num_levels + 1, ()))
-        levels = lm.generation_loss(tokens.truncate(detail), self._prompts(batch), detail)
-        total = self._mean(levels, tokens)
-        self.log_dict(
-            {f"train/level{k + 1}": value.detach() for k, value in levels.items()}, batch_size=tokens.batch_size
+        if "ids" in batch:
+            group = batch["group"][0]
+            tokens, condition = unpack(batch, self.lm.tokenizer)
+        else:
+            group, condition = self.group(self.step), None
+            tokens = self._tokens(batch["video"])
+            if group.task in HINTED:
+                with self.exact():
+                    condition = draw_condition(self.lm.tokenizer, group.task, batch["video"], self.generator(_MASKS))
+        if group.task == "caption":
+            loss = self._reading(tokens, batch, group)
+            self.log("train/caption", loss.detach(), batch_size=tokens.batch_size)
+        else:
+            loss = self._writing(tokens, condition, batch, group)
+        self.log("train/loss", loss.detach(), batch_size=tokens.batch_size)
+        return loss
+
+    def _writing(self, tokens: TokenPyramid, condition: Condition | None, batch: dict, group: Group) -> Tensor:
+        lm, loss = self.lm, self.config.loss
+        tokens = tokens.first(_num_frames(tokens, group.num_chunks, lm.tokenizer), group.num_chunks)
+        given = _given(tokens, condition, group, lm.tokenizer)
+        if given.hint is not None and loss.drop_hint:
+            kept = (torch.rand(tokens.batch_size) >= loss.drop_hint).float().to(self.device)
+            given = dataclasses.replace(given, share=tuple(part * kept[:, None, None, None] for part in given.share))
+        with self.exact():
+            inputs, tokens = self._disturbed(tokens)
+        levels = lm.generation_loss(
+            tokens.truncate(group.detail),
+            self._prompts(batch, group.task),
+            group.detail,
+            condition=given,
+            inputs=inputs.truncate(group.detail),
+            picked=group.has,
+            tube=loss.tube,
         )
+        names = {f"train/level{k + 1}": value.detach() for k, value in levels.items()}
+        self.log_dict(names, batch_size=tokens.batch_size)
+        counts = tokens.pyramids[-1].counts
+        weights = {k: counts[k] ** loss.level_power for k in levels}
+        return sum((weights[k] * value for k, value in levels.items()), tokens.ids[0][0].new_zeros(())) / sum(
+            weights.values()
+        )
+
+    def _disturbed(self, tokens: TokenPyramid) -> tuple[TokenPyramid, TokenPyramid]:
+        """What is given, with mistakes in part of the clips, and what is then right."""
+        loss, levels = self.config.loss, self.lm.tokenizer.levels
+        if not loss.noise or not loss.noisy:
+            return tokens, tokens
+        rate = torch.rand(tokens.batch_size) * loss.noise * (torch.rand(tokens.batch_size) < loss.noisy)
+        rate = rate.to(self.device)[:, None, None, None]
+
+        def disturb(index: int, ids: Tensor) -> Tensor:
+            quantizer = levels.levels[index].quantizer
+            if isinstance(quantizer, BitQuantizer):  # a share of the bits
+                places = torch.arange(quantizer.dim, device=ids.device)
+                flips = (
+                    torch.rand(*ids.shape, quantizer.dim, device=ids.device) < rate[..., None] / 2
+                ).long() << places
+                return ids ^ flips.sum(dim=-1)
+            other = torch.randint_like(ids, quantizer.codebook_size)
+            return torch.where(torch.rand(ids.shape, device=ids.device) < rate, other, ids)
+
+        tokenizer, wrong, right = self.lm.tokenizer, [], []
+        for chunk, ids in enumerate(tokens.ids):
+            grid = tokenizer.latent_grid(tokens.height, tokens.width, first=chunk == 0)
+            parts = levels.requantize(ids, grid, disturb)
+            wrong.append(tuple(parts[0]))
+            right.append(tuple(parts[1]))
+        shape = (tokens.num_frames, tokens.height, tokens.width)
+        return TokenPyramid(tuple(wrong), *shape), TokenPyramid(tuple(right), *shape)
+
+    def _reading(self, tokens: TokenPyramid, batch: dict, group: Group) -> Tensor:
+        """Captions of the clips that have one; there is at least one such clip."""
         told = [row for row, caption in enumerate(batch["caption"]) if caption]
-        if told:
-            reading = lm.config.caption_detail
-            if torch.rand(()) >= loss.caption_default:
-                reading = int(torch.randint(1, lm.num_levels + 1, ()))
-            rows = torch.tensor(told, device=self.device)
-            sentences = [lm.text_ids(batch["caption"][row]) for row in told]
-            seen = self._tokens(batch["seen"]) if "seen" in batch else tokens
-            caption = lm.caption_loss(seen.truncate(reading)[rows], sentences, reading)
-            self.log("train/caption", caption.detach())
-            total = total + loss.caption * caption
-        self.log("train/loss", total.detach())
-        return total
+        seen = self._tokens(batch["seen"]) if "seen" in batch else tokens
+        rows = torch.tensor(told, dtype=torch.int64, device=self.device)
+        if not told:
+            return sum(parameter.sum() for parameter in self.lm.parameters()) * 0.0
+        sentences = [self.lm.text_ids(batch["caption"][row]) for row in told]
+        return self.lm.caption_loss(seen.truncate(group.detail)[rows], sentences, group.detail)
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
         lm = self.lm
         generator = torch.Generator().manual_seed(batch_idx)
         sentences = [lm.text_ids(caption) for caption in batch["caption"]]
         with self.exact():
-            tokens = self._tokens(batch["video"])
+            tokens = unpack(batch, lm.tokenizer)[0] if "ids" in batch else self._tokens(batch["video"])
             losses = lm.generation_loss(tokens, sentences, lm.num_levels, generator)
-            written = lm.caption(tokens)
+            written = lm.caption(tokens) if "caption" in lm.config.tasks else []
         for k, value in losses.items():
             self.log(f"val/level{k + 1}", value, batch_size=len(sentences))
-        right = [a == b for a, b in zip(written, batch["caption"], strict=True) if b]
+        right = [a == b for a, b in zip(written, batch["caption"], strict=False) if b]
         if right:
             self.log("val/caption_exact", sum(right) / len(right), batch_size=len(right))
 
@@ -110,18 +215,22 @@ class LMTraining(TrainingModule):
         with self.exact():
             return self.lm.tokenizer.encode(video)
 
-    def _prompts(self, batch: dict) -> list[list[int]]:
-        loss, others = self.config.loss, batch.get("paraphrase", batch["caption"])
+    def _prompts(self, batch: dict, task: str) -> list[list[int]]:
+        """Text ids of each clip, empty where the text is dropped."""
+        loss = self.config.loss
+        if task == "unconditional":
+            return [[] for _ in batch["caption"]]
+        others = batch.get("paraphrase", batch["caption"])
+        captions = batch["caption"]
+        if task == "class":
+            captions = others = batch["label"]
+        dropped = loss.drop_text if task in ("generate", "image", "class") else loss.drop_text_given
         draws = torch.rand(len(others), 2).tolist()
         prompts = []
-        for caption, other, (drop, reword) in zip(batch["caption"], others, draws, strict=True):
+        for caption, other, (drop, reword) in zip(captions, others, draws, strict=True):
             text = other if reword < loss.paraphrase else caption
-            prompts.append([] if drop < loss.drop_text else self.lm.text_ids(text))
+            prompts.append([] if drop < dropped else self.lm.text_ids(text))
         return prompts
-
-    def _mean(self, levels: dict[int, Tensor], tokens: TokenPyramid) -> Tensor:
-        weights = {k: tokens.pyramids[-1].counts[k] ** _BLOCK_POWER for k in levels}
-        return sum(weights[k] * value for k, value in levels.items()) / sum(weights.values())
 
     def inside(self) -> tuple[nn.Module, ...]:
         return (self.lm.backbone.base_model,)
@@ -129,6 +238,56 @@ class LMTraining(TrainingModule):
     def tokens_per_clip(self) -> int:
         tokenizer = self.lm.tokenizer
         return sum(pyramid.num_tokens for pyramid in tokenizer.pyramids(tokenizer.config.num_frames))
+
+
+def _possible(task: str, lm: PyramidLM, num_chunks: int) -> bool:
+    """Whether clips of so many chunks, in so many levels, can teach a task."""
+    if task in ("animate", "continue", "interpolate"):
+        return num_chunks > 1
+    return task != "refine" or lm.num_levels > 1
+
+
+def _num_frames(tokens: TokenPyramid, num_chunks: int, tokenizer: PyramidTokenizer) -> int:
+    return min(tokens.num_frames, 1 + (num_chunks - 1) * tokenizer.config.chunk_frames)
+
+
+def _given(tokens: TokenPyramid, condition: Condition | None, group: Group, tokenizer: PyramidTokenizer) -> Condition:
+    """The condition of a step on these clips."""
+    if group.task in HINTED:
+        assert condition is not None and condition.task == group.task  # batches are of one task
+        return condition
+    if group.task in ("animate", "continue"):
+        chunks = group.given if group.task == "continue" else 1
+        return Condition(group.task, tokens.first(_num_frames(tokens, chunks, tokenizer), chunks))
+    return Condition(group.task, draft=tokens.truncate(group.given) if group.task == "refine" else None)
+
+
+class _Grouped(Dataset):
+    """Clips by (index, group): items with the group beside."""
+
+    def __init__(self, clips: TokenDataset) -> None:
+        self.clips = clips
+
+    def __getitems__(self, chosen: Sequence[tuple[int, Group]]) -> list[dict]:
+        return [self.clips[index] | {"group": group} for index, group in chosen]
+
+
+class TokenData(ClipData):
+    """Loaders over clips that come as tokens: training in groups, validation in order."""
+
+    train: TokenDataset
+
+    def train_dataloader(self) -> DataLoader:
+        assert self.trainer is not None  # that is who asks
+        module, hints = self.trainer.lightning_module, self.train.columns.get("task")
+        batches = GroupBatches(
+            module,
+            len(self.train),
+            None if hints is None else hints.tolist(),
+            self.batch_size,
+            self.trainer.global_rank,
+        )
+        return DataLoader(_Grouped(self.train), batch_sampler=batches, collate_fn=collate_clips)
 
 
 def make_lm(config: TrainLMConfig, tokenizer: PyramidTokenizer, captions: Sequence[str]) -> PyramidLM:
@@ -164,28 +323,46 @@ def train_lm(
         raise ValueError("train lm: tokenizer: expected the folder of a trained tokenizer, got none")
     lightning.seed_everything(config.run.seed, verbose=False)
     tokenizer = PyramidTokenizer.from_pretrained(config.tokenizer)
-    video = tokenizer.config
-    train, val = make_datasets(config.data, video.num_frames, video.size, video.fps)
+    video, run = tokenizer.config, config.run
+    train: Dataset
+    val: Dataset
+    if config.tokens is not None:
+        train, val = (TokenDataset(Path(config.tokens) / part, tokenizer) for part in ("train", "val"))
+    else:
+        train, val = make_datasets(config.data, video.num_frames, video.size, video.fps)
     captions = _captions(train)
     lm = make_lm(config, tokenizer, captions)
     _warn_of_cut(captions, lm)
-    data = ClipData(
-        train, val, batch_size=config.run.batch_size, num_workers=config.run.num_workers, seed=config.run.seed
-    )
-    if fit(LMTraining(config, lm), data, config, out, callbacks, resume, forecast):
+    kind = TokenData if config.tokens is not None else ClipData
+    data = kind(train, val, batch_size=run.batch_size, num_workers=run.num_workers, seed=run.seed)
+    if fit(LMTraining(config, lm, _teachable(train)), data, config, out, callbacks, resume, forecast):
         local = Path(config.tokenizer).is_dir()
         named = os.path.relpath(config.tokenizer, out) if local else config.tokenizer
         lm.eval().save_pretrained(out, tokenizer=named)
     return out
 
 
-def _captions(dataset) -> list[str]:
+def _captions(dataset: Dataset) -> list[str]:
     """Sentences to learn a text tokenizer from: those of the metadata, or of a sample of a procedural world."""
-    dataset = getattr(dataset, "dataset", dataset)  # the captions of a wrapped data set are those of the inner one
-    if hasattr(dataset, "clips"):
-        return [clip.caption for clip in dataset.clips if clip.caption]
-    items = dataset.describe(range(min(len(dataset), 2048)))
+    if isinstance(dataset, TokenDataset):
+        return dataset.captions()
+    inner: Any = getattr(dataset, "dataset", dataset)  # the captions of a wrapped data set are those of the inner one
+    if hasattr(inner, "clips"):
+        return [clip.caption for clip in inner.clips if clip.caption]
+    items = inner.describe(range(min(len(inner), 2048)))
     return [item[name] for item in items for name in ("caption", "paraphrase")]
+
+
+def _teachable(dataset: Dataset) -> tuple[str, ...]:
+    """The tasks that these clips have what it takes for."""
+    if not isinstance(dataset, TokenDataset):  # clips of these have no class names
+        return _WITHOUT_CLASSES
+    hints = dataset.columns.get("task")
+    there = {HINTED[index] for index in hints.unique().tolist()} if hints is not None else set()
+    missing = set(HINTED) - there
+    missing |= {"class"} if not any(said.get("label") for said in dataset.said) else set()
+    missing |= {"caption"} if not any(said.get("caption") for said in dataset.said) else set()
+    return tuple(name for name in (*TASKS, "caption") if name not in missing)
 
 
 def _warn_of_cut(captions: Sequence[str], lm: PyramidLM, most: int = 4096) -> None:

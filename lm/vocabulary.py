@@ -15,15 +15,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-TASKS = ("generate", "caption")
-
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """`num_text`: ids of the text tokenizer; `codebook_sizes`: number of codes of each level, coarse first."""
+    """`num_text`: ids of the text tokenizer; `codebook_sizes`: number of codes of each level, coarse first; `tasks`:
+    names of what the model can be asked for."""
 
     num_text: int
     codebook_sizes: tuple[int, ...]
+    tasks: tuple[str, ...]
 
     @property
     def num_levels(self) -> int:
@@ -34,19 +34,20 @@ class Vocabulary:
         return self.num_text
 
     def task(self, name: str) -> int:
-        if name not in TASKS:
-            raise ValueError(f"Vocabulary.task: expected one of {TASKS}, got {name!r}")
-        return self.num_text + 1 + TASKS.index(name)
+        """The token that says what is asked for. Raises ValueError for what the model was not made for."""
+        if name not in self.tasks:
+            raise ValueError(f"task: this model knows {', '.join(self.tasks)}; got {name!r}")
+        return self.num_text + 1 + self.tasks.index(name)
 
     def detail(self, detail: int) -> int:
         """The token that says how many levels follow, 1 to num_levels."""
         if not 1 <= detail <= self.num_levels:
             raise ValueError(f"Vocabulary.detail: expected 1 to {self.num_levels}, got {detail}")
-        return self.num_text + 1 + len(TASKS) + detail - 1
+        return self.num_text + 1 + len(self.tasks) + detail - 1
 
     @property
     def num_special(self) -> int:
-        return 1 + len(TASKS) + self.num_levels
+        return 1 + len(self.tasks) + self.num_levels
 
     @property
     def size(self) -> int:

@@ -173,7 +173,7 @@ class PyramidTokenizer(nn.Module):
             table = WordTable.load()
         self.table = table
         self.encoder = Encoder(c)
-        reference, stack = self._latent_grid(c.height, c.width), COMBINATIONS[c.combination]
+        reference, stack = self.latent_grid(c.height, c.width), COMBINATIONS[c.combination]
         self.reader = None
         if table is not None and self.word_levels and c.reader_depth:
             words = [Level(c.levels[index].t, c.levels[index].h, c.levels[index].w) for index in self.word_levels]
@@ -205,9 +205,9 @@ class PyramidTokenizer(nn.Module):
         c = self.config
         height, width = c.height if height is None else height, c.width if width is None else width
         num_chunks = len(chunk_lengths(num_frames, c.chunk_frames))
-        return [self.levels.pyramid(self._latent_grid(height, width, first=i == 0)) for i in range(num_chunks)]
+        return [self.levels.pyramid(self.latent_grid(height, width, first=i == 0)) for i in range(num_chunks)]
 
-    def _latent_grid(self, height: int, width: int, *, first: bool = False) -> tuple[int, int, int]:
+    def latent_grid(self, height: int, width: int, *, first: bool = False) -> tuple[int, int, int]:
         """(t, h, w) of the latent of a chunk: of the first one, or of any other."""
         c = self.config
         if height < 1 or width < 1:
@@ -277,7 +277,7 @@ class PyramidTokenizer(nn.Module):
         """Ids of the first k levels of one chunk -> pixel frames (B, 3, t, height, width) in [-1, 1], new state.
         `tile`: as `encode`. Raises ValueError for ids that this tokenizer does not give for this chunk: number of
         levels, dtype, shape or range."""
-        grid = self._latent_grid(height, width, first=state is None)
+        grid = self.latent_grid(height, width, first=state is None)
         latent = self.levels.decode([i.to(self.device) for i in ids], grid)
         detail = torch.full((latent.shape[0],), len(ids), device=latent.device)
         pixels, state = self.decoder(latent, detail, state, tile=self._tile(tile))

@@ -79,6 +79,10 @@ class TokenPyramid:
         check_detail(detail, self.num_levels, "TokenPyramid.truncate")
         return TokenPyramid(tuple(levels[:detail] for levels in self.ids), self.num_frames, self.height, self.width)
 
+    def first(self, num_frames: int, num_chunks: int) -> TokenPyramid:
+        """The first `num_chunks` chunks, which hold `num_frames` frames."""
+        return TokenPyramid(self.ids[:num_chunks], num_frames, self.height, self.width)
+
     def flatten(self) -> Tensor:
         """Ids int64 (B, N) in the order chunk, level, t, h, w."""
         return torch.cat([ids.flatten(1) for levels in self.ids for ids in levels], dim=1)

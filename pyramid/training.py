@@ -74,7 +74,7 @@ class TrainingModule(LightningModule):
 
     def generator(self, purpose: int = 0) -> torch.Generator:
         """A new generator of this step's numbers for a purpose, on the CPU, the same on all ranks."""
-        return torch.Generator().manual_seed(_mix(self.run.seed, self.step, 1, purpose))
+        return torch.Generator().manual_seed(mix_seed(self.run.seed, self.step, 1, purpose))
 
     def exact(self) -> torch.autocast:
         """Context without autocast: ids are made, and figures taken, in float32 whatever the training's precision."""
@@ -85,7 +85,7 @@ class TrainingModule(LightningModule):
 
     def on_train_batch_start(self, batch: dict, batch_idx: int) -> None:
         self.schedule.tick(from_first)
-        torch.manual_seed(_mix(self.run.seed, self.step, 0, rank()))
+        torch.manual_seed(mix_seed(self.run.seed, self.step, 0, rank()))
         factor = self.schedule.factor(self.step)
         for optimizer in self.trainer.optimizers:
             for group in optimizer.param_groups:
@@ -132,7 +132,7 @@ class TrainingModule(LightningModule):
         self.schedule.resume(checkpoint["seconds"])
 
 
-def _mix(*numbers: int) -> int:
+def mix_seed(*numbers: int) -> int:
     """A seed out of several numbers, unlike that of their neighbours."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 

@@ -11,7 +11,21 @@ import traceback
 
 import typer
 
-from tasks import bench, caption, data, doctor, evaluate, generate, info, quickstart, reconstruct, train, words
+from tasks import (
+    bench,
+    caption,
+    data,
+    doctor,
+    edit,
+    evaluate,
+    generate,
+    info,
+    quickstart,
+    reconstruct,
+    storyboard,
+    train,
+    words,
+)
 from tasks.console import DONE, OUR_FAULT, USER_CAN_MEND, one_line, user_can_mend
 
 app = typer.Typer(
@@ -27,6 +41,8 @@ app.command()(reconstruct.reconstruct)
 app.command()(caption.caption)
 app.command()(words.words)
 app.command()(generate.generate)
+app.command()(edit.edit)
+app.command()(storyboard.storyboard)
 app.command()(info.info)
 app.command()(doctor.doctor)
 app.add_typer(data.app, name="data")

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from pyramid.data.container import open_video, video_stream
-from pyramid.data.frames import iter_frames
+from pyramid.data.frames import VideoInfo, iter_frames
 from pyramid.data.transforms import from_uint8
 
 
@@ -29,6 +29,16 @@ def rate_varies(path: Path) -> bool:
         return False
     usual = np.median(steps)
     return bool(steps.max() > 1.5 * usual + 1 or usual > 1.5 * steps.min() + 1)  # 1: time stamps are rounded
+
+
+def shown_size(info: VideoInfo, max_side: int | None = None) -> tuple[int, int]:
+    """(height, width) in square pixels, the longer side at most `max_side`. A width that is stretched comes out even,
+    as most players want it."""
+    height, width = info.height, info.width
+    if info.pixel_aspect != 1:
+        width = max(2, 2 * round(width * info.pixel_aspect / 2))
+    scale = min(1.0, max_side / max(height, width)) if max_side is not None else 1.0
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def stream_chunks(

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from pyramid.data.frames import VideoInfo
     from pyramid.nn.blocks import State
     from pyramid.tokenizer import PyramidTokenizer
     from pyramid.tokens import TokenPyramid
@@ -113,7 +112,7 @@ def reconstruct_file(
     from pyramid.data.frames import probe
     from pyramid.data.transforms import to_uint8
     from pyramid.data.video import VideoWriter
-    from tasks.clips import rate_varies, stream_chunks
+    from tasks.clips import rate_varies, shown_size, stream_chunks
 
     info = probe(path)
     sheet = len(set(files.values())) == 1 and next(iter(files.values())).suffix.lower() == ".png"
@@ -121,7 +120,7 @@ def reconstruct_file(
     limit = 50.0 if next(iter(files.values())).suffix.lower() == ".gif" else 1000.0
     scores = {k: _Score() for k in files}
     strips = {k: _strip() for k in (0, *files)} if sheet else {}
-    height, width = size = _shown_size(info, max_side)
+    height, width = size = shown_size(info, max_side)
     faster = rate > limit  # then frames are left out, going by their times
     rate = min(rate, limit)
     if not sheet and not faster and rate_varies(path):
@@ -166,16 +165,6 @@ def _line(record: dict[str, Any]) -> str:
     size = f"{record['frames']} frames of {record['width']}x{record['height']}"
     cost = f"{record['tokens']} tokens, {record['bits_per_pixel']} bits a pixel"
     return f"{record['output']}: detail {record['detail']}, {size}, {psnr}, {cost}"
-
-
-def _shown_size(info: VideoInfo, max_side: int | None) -> tuple[int, int]:
-    """(height, width) in square pixels, the longer side at most `max_side`. A width that is stretched comes out even,
-    as most players want it."""
-    height, width = info.height, info.width
-    if info.pixel_aspect != 1:
-        width = max(2, 2 * round(width * info.pixel_aspect / 2))
-    scale = min(1.0, max_side / max(height, width)) if max_side is not None else 1.0
-    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def _num_chunks(tokenizer: PyramidTokenizer, frames: int | None) -> int | None:

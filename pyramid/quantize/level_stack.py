@@ -10,7 +10,7 @@ kind: words on the coarse levels, bits on the fine ones.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -184,6 +184,31 @@ class PyramidQuantizer(nn.Module):
         self._check_ids(ids, pyramid)
         cells = [part.cells(part.quantizer.ids_to_codes(i)) for i, part in zip(ids, self.levels, strict=False)]
         return self.combine(cells, grid)
+
+    @torch.no_grad()
+    def requantize(
+        self, ids: Sequence[Tensor], grid: Sequence[int], disturb: Callable[[int, Tensor], Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """What each level would have to say after mistakes on the levels before it (Infinity, 2412.04431, section 3.3):
+        ids of all levels of one chunk, (B, t, h, w) -> ids with mistakes, and the right ids that follow on them.
+
+        disturb: index of a level and its right ids -> ids, of the same shape; where it changes nothing on any level of a
+        clip, the clip's ids come back as they are. Levels that are given their input (words) repair nothing.
+        """
+        latent = self.decode(ids, grid)
+        state, wrong, right = self._start(latent), [], []
+        touched = torch.zeros(len(latent), dtype=torch.bool, device=latent.device)
+        for index, (level, part) in enumerate(zip(self.pyramid(grid).levels, self.levels, strict=True)):
+            wanted = ids[index]
+            if not part.given:
+                repaired = part.quantizer.quantize(self._query(part, state, level)).ids
+                wanted = torch.where(touched[:, None, None, None], repaired, wanted)
+            said = disturb(index, wanted)
+            touched = touched | (said != wanted).flatten(1).any(dim=1)
+            state = self._add(state, part.cells(part.quantizer.ids_to_codes(said)))
+            wrong.append(said)
+            right.append(wanted)
+        return wrong, right
 
     def _check_ids(self, ids: Sequence[Tensor], pyramid: Pyramid) -> None:
         who = f"{type(self).__name__}.decode"

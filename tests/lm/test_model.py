@@ -1,6 +1,7 @@
 """The language model on a small random tokenizer: cached = uncached, nothing leaks, seeds reproduce."""
 
 import copy
+import dataclasses
 import json
 import warnings
 
@@ -10,8 +11,8 @@ from transformers import DynamicCache
 
 from lm import layout
 from lm.backbone import LMConfig, make_backbone
-from lm.context import LatentContext
-from lm.model import PyramidLM, TextWarning
+from lm.decoding import TextWarning
+from lm.model import PyramidLM
 from lm.vocabulary import train_text_tokenizer
 from pyramid.quantize import LevelConfig
 from pyramid.tokenizer import PyramidTokenizer, TokenizerConfig
@@ -35,12 +36,14 @@ VIDEO = TokenizerConfig(
 CONFIG = LMConfig(dim=32, num_layers=2, num_heads=2, mlp=48, text_size=300, max_text=12)
 
 
-@pytest.fixture(scope="module")
-def lm():
+@pytest.fixture(scope="module", params=[None, 2], ids=["remembers all", "remembers two levels"])
+def lm(request):
+    """A model that looks back at all tokens and shows one latent frame, and one that does not."""
     torch.manual_seed(0)
     tokenizer = PyramidTokenizer(VIDEO)
     text = train_text_tokenizer(CAPTIONS, CONFIG.text_size)
-    lm = PyramidLM(CONFIG, tokenizer, text, make_backbone(CONFIG, len(text)))
+    config = dataclasses.replace(CONFIG, memory=request.param, history=request.param or 1)
+    lm = PyramidLM(config, tokenizer, text, make_backbone(config, len(text)))
     for parameter in lm.parameters():
         parameter.data.add_(0.1 * torch.randn_like(parameter))
     return lm.eval()
@@ -56,34 +59,33 @@ def sentences(lm):
 
 
 def block_logits(lm, tokens, blocks, x_prefix, cached):
-    """Hidden states of the fully hidden copy of each block, given the clean blocks before it."""
+    """Hidden states of the fully hidden copy of each block, given the remembered blocks before it."""
     ids, pads = lm.prefix("generate", lm.num_levels, x_prefix)
     start = ids.shape[1]
-    context = LatentContext(lm.tokenizer, tokens.batch_size, tokens.height, tokens.width)
+    context = lm.context(tokens.batch_size, tokens.height, tokens.width)
     cache = DynamicCache() if cached else None
-    parts, intervals, out = [lm.embed_ids(ids)], [layout.prefix_intervals(pads, start)], []
+    kept, out = [(lm.embed_ids(ids), layout.prefix_intervals(pads, start), torch.arange(start))], []
     for block in blocks:
         codes = tokens.ids[block.chunk][block.level].flatten(1)
         seen = context.at(block)
         hidden = torch.ones_like(codes, dtype=torch.bool)
-        own = layout.clean_intervals([block], pads, start)
-        x = torch.cat([*parts, lm.embed_block(block, codes, seen, hidden)], dim=1)
-        places = torch.arange(start + block.stop - x.shape[1], start + block.stop)
-        positions = (places[None] - pads[:, None]).clamp(min=0)
-        out.append(lm.run(x, torch.cat([*intervals, own], dim=1), positions, cache)[:, -block.count :])
-        clean = lm.embed_block(block, codes, seen)
+        own, places = layout.clean_intervals([block], pads, start), layout.places_of([block], start)
+        asked = [*kept, (lm.embed_block(block, codes, seen, hidden), own, places)]
+        positions = (torch.cat([part[2] for part in asked])[None] - pads[:, None]).clamp(min=0)
+        x, intervals = (torch.cat([part[i] for part in asked], dim=1) for i in (0, 1))
+        out.append(lm.run(x, intervals, positions, cache)[:, -block.count :])
         if cached:
             cache.crop(-block.count)
-            parts, intervals = [clean], [own]
-        else:
-            parts, intervals = [*parts, clean], [*intervals, own]
+            kept = [(x[:, :0], intervals[:, :0], places[:0])]
+        if block.remembered:
+            kept.append((lm.embed_block(block, codes, seen), own, places))
         context.add(block, codes)
     return torch.cat(out, dim=1)
 
 
 @torch.no_grad()
 def test_cached_is_uncached(lm, tokens):
-    blocks = layout.blocks_of(tokens.pyramids, lm.num_levels)
+    blocks = layout.blocks_of(tokens.pyramids, lm.num_levels, lm.memory)
     arguments = (lm, tokens, blocks, sentences(lm))
     torch.testing.assert_close(block_logits(*arguments, True), block_logits(*arguments, False), atol=2e-5, rtol=1e-4)
 
@@ -91,22 +93,21 @@ def test_cached_is_uncached(lm, tokens):
 @torch.no_grad()
 def test_training_sees_what_generation_sees(lm, tokens, monkeypatch):
     """One training pass over all blocks gives the losses of the block-by-block pass."""
-    monkeypatch.setattr("lm.model._hide", lambda codes, generator: torch.ones_like(codes, dtype=torch.bool))
+    monkeypatch.setattr("lm.model._hide", lambda block, batch, *_: torch.ones(batch, block.count, dtype=torch.bool))
     losses = lm.generation_loss(tokens, sentences(lm), lm.num_levels)
-    blocks = layout.blocks_of(tokens.pyramids, lm.num_levels)
+    blocks = layout.blocks_of(tokens.pyramids, lm.num_levels, lm.memory)
     hidden = block_logits(lm, tokens, blocks, sentences(lm), cached=True)
+    expected: dict = {}
+    for block, out in zip(blocks, hidden.split([b.count for b in blocks], dim=1), strict=True):
+        nll = lm.heads[block.level].nll(out, tokens.ids[block.chunk][block.level].flatten(1)).mean()
+        expected.setdefault(block.level, []).append(nll)
     for level, loss in losses.items():
-        expected = [
-            lm.heads[level].nll(hidden[:, b.start : b.stop], tokens.ids[b.chunk][level].flatten(1)).mean()
-            for b in blocks
-            if b.level == level
-        ]
-        torch.testing.assert_close(loss, torch.stack(expected).mean(), atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(loss, torch.stack(expected[level]).mean(), atol=2e-5, rtol=1e-4)
 
 
 @torch.no_grad()
 def test_padding_and_neighbours_do_not_matter(lm, tokens):
-    blocks = layout.blocks_of(tokens.pyramids, lm.num_levels)
+    blocks = layout.blocks_of(tokens.pyramids, lm.num_levels, lm.memory)
     together = block_logits(lm, tokens, blocks, sentences(lm), cached=True)
     alone = block_logits(lm, tokens[2:], blocks, sentences(lm)[2:], cached=True)
     torch.testing.assert_close(together[2:], alone, atol=2e-5, rtol=1e-4)
@@ -116,7 +117,7 @@ def test_hidden_codes_do_not_leak(lm, tokens):
     """The hidden copy of a block does not depend on the block's own codes."""
     block = layout.blocks_of(tokens.pyramids, lm.num_levels)[3]
     codes = tokens.ids[0][3].flatten(1)
-    seen = torch.zeros(3, block.count, 2 * VIDEO.latent_dim)
+    seen = torch.zeros(3, block.count, lm.seen.in_features)
     hidden = torch.ones_like(codes, dtype=torch.bool)
     assert torch.equal(lm.embed_block(block, codes, seen, hidden), lm.embed_block(block, codes * 0, seen, hidden))
     assert not torch.equal(lm.embed_block(block, codes, seen), lm.embed_block(block, codes * 0, seen))
@@ -255,9 +256,8 @@ def test_any_causal_lm_by_name(lm, tokens, tmp_path):
         ({"prompts": []}, "at least one prompt"),
         ({"prompts": ["x"], "detail": 5}, "detail must be from 1 to 4, got 5"),
         ({"prompts": ["x"], "passes": 0}, "passes must be at least 1"),
-        ({"prompts": ["x"], "passes": [1, 1]}, "for each of 4 levels"),
-        ({"prompts": ["x"], "temperature": -1}, "temperature must be finite and 0 or more, got -1"),
-        ({"prompts": ["x"], "temperature": float("nan")}, "temperature must be finite and 0 or more, got nan"),
+        ({"prompts": ["x"], "temperature": -1}, "temperature must be finite and 0 or more, got"),
+        ({"prompts": ["x"], "temperature": float("nan")}, "temperature must be finite and 0 or more, got"),
         ({"prompts": ["x"], "guidance": float("inf")}, "guidance must be finite and 0 or more, got inf"),
         ({"prompts": ["x"], "top_p": 0}, r"top_p must lie in \(0, 1\], got 0"),
         ({"prompts": ["x"], "top_p": float("nan")}, r"top_p must lie in \(0, 1\], got nan"),

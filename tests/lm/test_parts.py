@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from lm import layout
+from lm.decoding import Decoding, halton_order, num_passes, turns
 from lm.heads import GroupHead, WordHead
-from lm.sampling import Sampler, SamplingConfig, keep_nucleus
+from lm.sampling import Sampler, guidance_weights, keep_nucleus
 from lm.vocabulary import Vocabulary, train_text_tokenizer
 from pyramid.levels import Level, Pyramid
 
@@ -15,18 +16,18 @@ PYRAMIDS = [Pyramid((Level(1, 1, 1), Level(1, 2, 2))), Pyramid((Level(1, 1, 1), 
 
 
 def test_special_tokens_follow_the_text_without_overlap():
-    vocabulary = Vocabulary(100, (16, 16, 1 << 20, 8))
+    vocabulary = Vocabulary(100, (16, 16, 1 << 20, 8), ("generate", "caption"))
     special = [vocabulary.pad, *map(vocabulary.task, ("generate", "caption")), *map(vocabulary.detail, range(1, 5))]
     assert sorted(special) == list(range(100, 100 + vocabulary.num_special))
     assert vocabulary.offset(0) == 100 + vocabulary.num_special
-    with pytest.raises(ValueError, match="expected one of"):
+    with pytest.raises(ValueError, match="this model knows generate, caption; got .dance."):
         vocabulary.task("dance")
     with pytest.raises(ValueError, match="expected 1 to 4, got 5"):
         vocabulary.detail(5)
 
 
 def test_every_level_has_a_range_of_its_own():
-    vocabulary = Vocabulary(100, (16, 16, 1 << 20, 8))
+    vocabulary = Vocabulary(100, (16, 16, 1 << 20, 8), ("generate", "caption"))
     codes = [torch.tensor([0, size - 1]) for size in vocabulary.codebook_sizes]
     ids = [vocabulary.to_ids(level, code) for level, code in enumerate(codes)]
     flat = torch.cat(ids).tolist()
@@ -83,7 +84,7 @@ def test_group_heads_are_distributions(size, digits):
         codes = torch.arange(size)[None]
         nll = head.nll(hidden.expand(1, size, 16), codes)
         assert abs(nll.neg().exp().sum().item() - 1) < 1e-4  # over all ids the probabilities sum to one
-    ids = head.sample(hidden.expand(1, 500, 16), Sampler(SamplingConfig(guidance=1), [0], hidden.device))
+    ids = head.sample(hidden.expand(1, 500, 16), Sampler([0], hidden.device))
     assert int(ids.min()) >= 0 and int(ids.max()) < size
 
 
@@ -115,7 +116,7 @@ def test_nucleus_keeps_the_smallest_sufficient_set():
 
 def test_samples_follow_the_distribution():
     logits = torch.tensor([0.6, 0.3, 0.1]).log().expand(1, 20000, 3)
-    ids = Sampler(SamplingConfig(1.0, 1.0, 1.0), [0], logits.device)(logits)
+    ids = Sampler([0], logits.device)(logits)
     share = ids.flatten().bincount(minlength=3) / 20000
     torch.testing.assert_close(share, torch.tensor([0.6, 0.3, 0.1]), atol=0.015, rtol=0)
 
@@ -123,6 +124,83 @@ def test_samples_follow_the_distribution():
 def test_guidance_moves_away_from_the_unconditional():
     conditional, unconditional = torch.tensor([[[1.0, 0.9]]]), torch.tensor([[[1.0, 0.0]]])
     both = torch.cat([conditional, unconditional])
-    draw = Sampler(SamplingConfig(0, 1.0, 3.0), [0], both.device)
+    draw = Sampler([0], both.device)
+    draw.temperature, draw.weights = 0, guidance_weights(Decoding(guidance=3.0), 2, 0, 1)
     assert draw(both).tolist() == [[1], [1]]  # 1 + 3 (1 - 1) < 0 + 3 (0.9 - 0); both branches get the answer
-    assert math.isclose(draw.config.guidance, 3.0)
+
+
+def test_guidance_weights():
+    both = Decoding(guidance=4.0, guidance_given=2.0, ramp=(0.0, 1.0))
+    assert guidance_weights(both, 3, 0, 5) == (1, 0, 0)  # at the first level there is none yet
+    assert guidance_weights(both, 3, 4, 5) == (4, -2, -1)  # none + 2 (given - none) + 4 (all - given)
+    assert guidance_weights(both, 3, 2, 5) == (2.5, -1, -0.5)
+    assert guidance_weights(Decoding(guidance=4.0), 2, 0, 1) == (4, -3)
+    assert guidance_weights(both, 1, 4, 5) == (1,)
+
+
+def test_a_row_draws_the_same_beside_any_other():
+    logits = torch.randn(3, 7, 11)
+    together = Sampler([5, 6, 7], logits.device)
+    alone = Sampler([6], logits.device)
+    assert torch.equal(together(logits)[1], alone(logits[1:2])[0])
+    assert torch.equal(together.gumbel(4)[1], alone.gumbel(4)[0])
+
+
+@pytest.mark.parametrize("grid", [(1, 1, 1), (1, 4, 4), (2, 8, 8), (3, 5, 7)])
+def test_a_halton_order_visits_every_cell(grid):
+    order = halton_order(grid)
+    assert sorted(order) == list(range(math.prod(grid)))
+
+
+def test_a_halton_order_spreads():
+    """The first quarter of the cells lies in all quarters of the grid, unlike scan order."""
+    cells = [divmod(index, 8) for index in halton_order((1, 8, 8))[:16]]
+    quarters = [
+        sum(1 for y, x in cells if (y < 4, x < 4) == quarter)
+        for quarter in ((True, True), (True, False), (False, True), (False, False))
+    ]
+    assert min(quarters) >= 3
+
+
+def test_turns_and_passes():
+    assert turns(16, 4) == [2, 5, 10, 16] and turns(1, 9) == [1]
+    assert turns(5, 100)[-1] == 5 and len(turns(5, 100)) == 5
+    blocks = layout.blocks_of(PYRAMIDS, 2)
+    assert num_passes(Decoding("next-level", passes=9), blocks) == len(blocks)
+    assert num_passes(Decoding("raster"), blocks) == sum(block.count for block in blocks)
+    assert num_passes(Decoding(passes=(1, 3)), blocks) == 1 + 3 + 1 + 3
+    assert num_passes(Decoding(passes=1, first_passes=(1, 4)), blocks) == 1 + 4 + 1 + 1
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"decoder": "beam"}, "decoder must be one of next-level, masked, raster, got 'beam'"),
+        ({"order": "spiral"}, "order must be one of random, halton, confidence, got 'spiral'"),
+        ({"passes": 0}, "passes must be at least 1"),
+        ({"passes": ()}, "passes must be at least 1"),
+        ({"first_passes": (2, 0)}, "passes must be at least 1"),
+        ({"temperature": (1.0, -1.0)}, "temperature must be finite and 0 or more"),
+        ({"guidance_given": float("nan")}, "guidance_given must be finite and 0 or more, got nan"),
+        ({"ramp": (0, 2)}, "ramp must be two shares from 0 to 1"),
+    ],
+)
+def test_decoding_is_checked(values, message):
+    with pytest.raises(ValueError, match=message):
+        Decoding(**values)
+
+
+def test_what_is_not_remembered_takes_no_place():
+    blocks = layout.blocks_of(PYRAMIDS, 2, memory=1)
+    assert [(b.level, b.start, b.stop, b.remembered) for b in blocks] == [
+        (0, 0, 1, True),
+        (1, 1, 5, False),
+        (0, 1, 2, True),
+        (1, 2, 10, False),
+    ]
+    assert layout.num_remembered(blocks) == 2
+    pads = torch.tensor([0])
+    masked = layout.masked_intervals(blocks[1:], pads, 5, 7)
+    assert masked[0, 0].tolist() == [0, 6, 7, 11]  # the first clean block, and itself
+    assert masked[0, 4].tolist() == [0, 6, 11, 12]  # nothing of the block that is not remembered
+    assert layout.places_of(blocks[2:], 5).tolist() == [6, *range(7, 15)]

@@ -1,0 +1,332 @@
+"""Three ways to write a pyramid with the same weights, block by block, coarse to fine.
+
+    next-level   one pass of the network a block: all its tokens at once, each by itself
+    masked       several passes a block (MaskGIT, 2202.04200): some tokens a pass, seen by the next ones
+    raster       one token a pass, in scan order: the plain reference
+
+The order of `masked`: "random"; "halton", a low-discrepancy sequence over the grid, so that tokens of one pass stand
+far from each other (2503.17076); "confidence", the likeliest draws first (MaskGIT), with noise that falls to none.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from lm import layout
+from lm.conditions import Condition
+from lm.context import hint_latents
+from lm.layout import Block
+from lm.sampling import Sampler, guidance_weights
+from pyramid.tokens import TokenPyramid
+
+if TYPE_CHECKING:
+    from lm.model import PyramidLM
+
+Decoder = Literal["next-level", "masked", "raster"]
+Order = Literal["random", "halton", "confidence"]
+
+
+class TextWarning(UserWarning):
+    """Text is longer than the model reads."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How a model writes.
+
+    passes: of "masked", forward passes a block, one number a level (the last one for all further levels);
+        `first_passes` the same of the first chunk, an image, where it is to have others. temperature: a number a level
+        likewise, 0 takes the likeliest code. top_p: draw from the smallest set of codes with this share of the
+        probability.
+    guidance: g in u + g (c - u), logits with the text c and without (or with the negative prompt) u; 1 for none.
+        guidance_given: the same for what is given beside text (2211.09800, section 3.2.1). ramp: the share of guidance
+        - 1 at the first level and at the last, in a straight line between (VAR, 2404.02905, raises it level by level).
+    noise: of the order "confidence", the Gumbel noise on log-probabilities in the first pass.
+
+    One number may stand for a tuple of one. Raises ValueError for a number out of range.
+    """
+
+    decoder: Decoder = "masked"
+    passes: tuple[int, ...] = (2,)
+    first_passes: tuple[int, ...] = ()
+    order: Order = "random"
+    temperature: tuple[float, ...] = (1.0,)
+    top_p: float = 0.95
+    guidance: float = 1.5
+    guidance_given: float = 1.0
+    ramp: tuple[float, float] = (1.0, 1.0)
+    noise: float = 4.5
+
+    def __post_init__(self) -> None:
+        for name in ("passes", "first_passes", "temperature"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, tuple(value) if isinstance(value, Sequence) else (value,))
+        for name, known in (("decoder", get_args(Decoder)), ("order", get_args(Order))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if not self.passes or min(*self.passes, *self.first_passes, 1) < 1:
+            raise ValueError(f"passes must be at least 1, got {self.passes} and {self.first_passes}")
+        if not self.temperature or not all(0 <= value < math.inf for value in self.temperature):
+            raise ValueError(f"temperature must be finite and 0 or more, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
+        for name in ("guidance", "guidance_given", "noise"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be finite and 0 or more, got {getattr(self, name)}")
+        if len(self.ramp) != 2 or not all(0 <= share <= 1 for share in self.ramp):
+            raise ValueError(f"ramp must be two shares from 0 to 1, got {self.ramp}")
+
+    @staticmethod
+    def of(values: dict[str, Any]) -> Decoding:
+        """From the keys that are given; None stands for the default."""
+        return Decoding(**{name: value for name, value in values.items() if value is not None})
+
+    def turns(self, block: Block) -> list[int]:
+        """How many tokens of a block are known after each pass."""
+        passes = self.first_passes if block.chunk == 0 and self.first_passes else self.passes
+        if self.decoder == "next-level":
+            return [block.count]
+        if self.decoder == "raster":
+            return list(range(1, block.count + 1))
+        return turns(block.count, passes[min(block.level, len(passes) - 1)])
+
+
+def turns(count: int, passes: int) -> list[int]:
+    """How many tokens of a block are known after each pass: the cosine schedule, every pass adding at least one.
+
+    >>> turns(16, 4)
+    [2, 5, 10, 16]
+    """
+    known: list[int] = []
+    for turn in range(1, passes + 1):
+        stop = count - math.floor(count * math.cos(math.pi / 2 * turn / passes) + 1e-9)
+        if stop > (known[-1] if known else 0):
+            known.append(stop)
+    return known
+
+
+def num_passes(decoding: Decoding, blocks: Sequence[Block]) -> int:
+    """Forward passes that these blocks take."""
+    return sum(len(decoding.turns(block)) for block in blocks)
+
+
+@lru_cache(maxsize=256)
+def halton_order(grid: tuple[int, int, int]) -> tuple[int, ...]:
+    """The cells of a grid (t, h, w), by flat index, in the order in which a Halton sequence (bases 2, 3 and 5, for
+    width, height and time) first falls into them."""
+    t, h, w = grid
+    seen: dict[int, None] = {}
+    index = 0
+    while len(seen) < t * h * w:
+        x, y, z = (_radical_inverse(index, base) for base in (2, 3, 5))
+        seen.setdefault((int(z * t) * h + int(y * h)) * w + int(x * w))
+        index += 1
+    return tuple(seen)
+
+
+def _radical_inverse(index: int, base: int) -> float:
+    value, scale = 0.0, 1.0 / base
+    while index:
+        index, digit = divmod(index, base)
+        value += digit * scale
+        scale /= base
+    return value
+
+
+def write(
+    lm: PyramidLM,
+    prompts: Sequence[str],
+    detail: int,
+    condition: Condition,
+    decoding: Decoding,
+    *,
+    num_frames: int | None = None,
+    size: tuple[int, int] | None = None,
+    seed: int = 0,
+    negative: Sequence[str] | str = "",
+    on_block: Callable[[int, int, tuple[Tensor, ...]], None] | None = None,
+) -> TokenPyramid:
+    """`PyramidLM.generate`, with all that it decides on spelled out."""
+    if not prompts:
+        raise ValueError("PyramidLM.generate: expected at least one prompt, got none")
+    batch, condition = len(prompts), condition.to(lm.device)
+    num_frames, (height, width) = _shape(lm, condition, num_frames, size)
+    pyramids = lm.tokenizer.pyramids(num_frames, height, width)
+    _check_fits(condition, batch, num_frames, (height, width), len(pyramids))
+    negatives = [negative] * batch if isinstance(negative, str) else list(negative)
+    if len(negatives) != batch:
+        raise ValueError(
+            f"PyramidLM.generate: negative: expected a text or one for each of {batch}, got {len(negatives)}"
+        )
+    blocks = layout.blocks_of(pyramids, detail, lm.memory)
+    sampler = Sampler([seed + i for i in range(batch)], lm.device)
+
+    # The branches, one behind the other in the batch: as asked; without the text; without anything given.
+    texts = [_read(lm, text, f"prompt {row + 1}") for row, text in enumerate(prompts)]
+    against = [_read(lm, text, f"negative {row + 1}") for row, text in enumerate(negatives)]
+    guided = decoding.guidance != 1 and texts != against
+    loosed = decoding.guidance_given != 1 and condition.hint is not None
+    branches = 3 if loosed else 2 if guided else 1
+    sentences = [*texts, *against * (branches > 1), *against * (branches > 2)]
+    shown = [
+        torch.cat([hint] * min(branches, 2) + [hint * 0] * (branches > 2))
+        for hint in hint_latents(lm.tokenizer, condition)
+    ]
+
+    pen = _Pen(lm, condition.task, detail, sentences)
+    context = lm.context(len(sentences), height, width, shown)
+    chunks: list[list[Tensor]] = [[] for _ in pyramids]
+    for block in blocks:
+        seen = context.at(block)
+        given = condition.codes(block.chunk, block.level)
+        if given is not None:
+            codes = given.flatten(1).repeat(branches, 1)
+        else:
+            sampler.weights = guidance_weights(decoding, branches, block.level, lm.num_levels)
+            sampler.temperature = decoding.temperature[min(block.level, len(decoding.temperature) - 1)]
+            sampler.top_p = decoding.top_p
+            codes = _fill(block, decoding, sampler, pen, seen)
+        if block.remembered:
+            pen.keep(block, codes, seen)
+        context.add(block, codes)
+        chunks[block.chunk].append(codes[:batch].reshape(-1, *block.grid))
+        if on_block is not None:
+            on_block(block.chunk, block.level, tuple(chunks[block.chunk]))
+    return TokenPyramid(tuple(tuple(levels) for levels in chunks), num_frames, height, width)
+
+
+class _Pen:
+    """The model at a place of a sequence that is being written. What is kept waits to enter the cache together with the
+    next block that is looked at: the prefix at first, then every block that later ones see."""
+
+    def __init__(self, lm: PyramidLM, task: str, detail: int, sentences: Sequence[Sequence[int]]) -> None:
+        self.lm, self.cache = lm, DynamicCache()
+        ids, self.pads = lm.prefix(task, detail, sentences)
+        self.start = ids.shape[1]
+        self._wait(lm.embed_ids(ids), layout.prefix_intervals(self.pads, self.start), torch.arange(self.start))
+
+    def _wait(self, x: Tensor, intervals: Tensor, places: Tensor) -> None:
+        """x (R, n, dim), intervals (R, n, 4), places (n,)"""
+        self.x, self.intervals, self.places = x, intervals, places
+
+    def _after(self, block: Block, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What waits, with a block behind it."""
+        own, places = layout.clean_intervals([block], self.pads, self.start), layout.places_of([block], self.start)
+        intervals = torch.cat([self.intervals, own], dim=1)
+        return torch.cat([self.x, x], dim=1), intervals, torch.cat([self.places, places])
+
+    def look(self, block: Block, codes: Tensor, seen: Tensor, hidden: Tensor) -> Tensor:
+        """One pass: hidden states (R, n, dim) of a block, of whose codes (R, n) those not `hidden` are known."""
+        x, intervals, places = self._after(block, self.lm.embed_block(block, codes, seen, hidden))
+        positions = (places.to(self.lm.device)[None] - self.pads[:, None]).clamp(min=0)
+        out = self.lm.run(x, intervals, positions, self.cache)[:, -block.count :]
+        self.cache.crop(-block.count)
+        self._wait(x[:, :0], intervals[:, :0], places[:0])
+        return out
+
+    def keep(self, block: Block, codes: Tensor, seen: Tensor) -> None:
+        """The block is done, and later ones see it."""
+        self._wait(*self._after(block, self.lm.embed_block(block, codes, seen)))
+
+
+def _fill(block: Block, decoding: Decoding, sampler: Sampler, pen: _Pen, seen: Tensor) -> Tensor:
+    """The codes (R, n) of a block, R rows in all branches."""
+    rows = sampler.num_rows
+    codes = torch.zeros(rows, block.count, dtype=torch.int64, device=sampler.device)
+    hidden = torch.ones_like(codes, dtype=torch.bool)
+    stops = decoding.turns(block)
+    rank = None if decoding.decoder == "masked" and decoding.order == "confidence" else _ranks(block, decoding, sampler)
+    for turn, stop in enumerate(stops, start=1):
+        drawn = pen.lm.heads[block.level].sample(pen.look(block, codes, seen, hidden), sampler)
+        likely = sampler.take_score()
+        if rank is not None:
+            reveal = hidden & (rank < stop)
+        else:
+            noise = decoding.noise * (1 - turn / len(stops)) * sampler.gumbel(block.count)
+            score = sampler.spread(likely + noise).masked_fill(~hidden, math.inf)
+            reveal = hidden & (score.argsort(dim=1, descending=True, stable=True).argsort(dim=1) < stop)
+        codes = torch.where(reveal, drawn, codes)
+        hidden = hidden & ~reveal
+    return codes
+
+
+def _ranks(block: Block, decoding: Decoding, sampler: Sampler) -> Tensor:
+    """When each token of a block has its turn, (R, n) int64 from 0."""
+    if decoding.decoder == "raster":
+        return torch.arange(block.count, device=sampler.device).expand(sampler.num_rows, -1)
+    if decoding.order == "random" or block.count == 1:
+        return sampler.spread(sampler.uniform(block.count).argsort(dim=1).argsort(dim=1))
+    # The sequence is moved across the grid, which it wraps around, by a shift of each row.
+    t, h, w = block.grid
+    order = torch.tensor(halton_order(block.grid), device=sampler.device)
+    shift = (sampler.uniform(3) * torch.tensor(block.grid, device=sampler.device)).long()
+    cells = [
+        (part[None] + shift[:, i : i + 1]) % n
+        for i, (part, n) in enumerate(zip(_unravel(order, block.grid), block.grid, strict=True))
+    ]
+    moved = (cells[0] * h + cells[1]) * w + cells[2]
+    rank = torch.zeros_like(moved).scatter(1, moved, torch.arange(block.count, device=moved.device).expand_as(moved))
+    return sampler.spread(rank)
+
+
+def _unravel(flat: Tensor, grid: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    return flat // (grid[1] * grid[2]), flat // grid[2] % grid[1], flat % grid[2]
+
+
+def _read(lm: PyramidLM, sentence: str, which: str) -> list[int]:
+    ids = lm.text_ids(sentence)
+    if len(ids) > lm.config.max_text:
+        warnings.warn(
+            f"PyramidLM.generate: {which} has {len(ids)} tokens, the first {lm.config.max_text} are read",
+            TextWarning,
+            stacklevel=6,  # beyond write, generate and no_grad's own frame
+        )
+    return ids[: lm.config.max_text]
+
+
+def _shape(
+    lm: PyramidLM, condition: Condition, num_frames: int | None, size: tuple[int, int] | None
+) -> tuple[int, tuple[int, int]]:
+    """Frames and pixel size: as asked for, else of the condition, else those the tokenizer was trained on."""
+    c = lm.tokenizer.config
+    whole = condition.hint if condition.hint is not None else condition.draft
+    if num_frames is None:
+        num_frames = c.num_frames if whole is None else whole.num_frames
+    given = condition.tokens if whole is None else whole
+    if size is None:
+        size = c.size if given is None else (given.height, given.width)
+    if min(num_frames, *size) < 1:
+        raise ValueError(
+            "PyramidLM.generate: num_frames and both sides of size must be at least 1, got "
+            f"{num_frames} and {size[0]}x{size[1]}"
+        )
+    return num_frames, size
+
+
+def _check_fits(condition: Condition, batch: int, num_frames: int, size: tuple[int, int], num_chunks: int) -> None:
+    for name, given in (("tokens", condition.tokens), ("draft", condition.draft), ("hint", condition.hint)):
+        if given is None:
+            continue
+        found = (given.batch_size, (given.height, given.width))
+        if found != (batch, size) or given.num_chunks > num_chunks:
+            raise ValueError(
+                f"PyramidLM.generate: condition: {name}: expected {batch} clips of {size[0]}x{size[1]} and at most "
+                f"{num_chunks} chunks, got {given.batch_size} of {given.height}x{given.width} and {given.num_chunks}"
+            )
+    for name, given in (("draft", condition.draft), ("hint", condition.hint)):
+        if given is not None and given.num_frames != num_frames:
+            raise ValueError(
+                f"PyramidLM.generate: condition: {name}: expected {num_frames} frames, got {given.num_frames}"
+            )
+
+
+DECODING_FIELDS = tuple(field.name for field in fields(Decoding))

@@ -1,0 +1,336 @@
+"""`pyramid edit`: clips changed by the language model, one task after the other, in constant memory.
+
+    frames -> upscale -> stylize -> refine -> inpaint -> outpaint -> extend -> file
+
+The model works on frames whose shorter side is the one it was trained on; a larger clip is brought there and what was
+written is brought back. Pixels that a task is given come out as they came in: `--inpaint`, `--outpaint` and `--extend`
+write around them.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tasks.console import DONE, Console
+from tasks.files import claim
+from tasks.options import Device, Json, Model, Out, Overwrite, Seed, check_device
+from tasks.writing import (
+    Decoder,
+    Guidance,
+    Negative,
+    Order,
+    Passes,
+    Preview,
+    PreviewFolder,
+    Temperature,
+    TopP,
+    decoding_options,
+    write_pieces,
+)
+
+if TYPE_CHECKING:
+    from lm.editing import Box, Piece, Writer
+
+
+def edit(
+    clip: Annotated[
+        Path | None,
+        typer.Argument(metavar="[CLIP]", help="A clip or an image; none for --between.", show_default=False),
+    ] = None,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to show.")] = "",
+    inpaint: Annotated[
+        str | None,
+        typer.Option(metavar="X,Y,W,H", help="Write anew what is in this box, in pixels of CLIP.", show_default=False),
+    ] = None,
+    outpaint: Annotated[
+        str | None,
+        typer.Option(metavar="W:H", help="Write what is around, up to this shape, such as 9:16.", show_default=False),
+    ] = None,
+    extend: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Go on; from an image, set it in motion.", show_default=False),
+    ] = None,
+    between: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="FIRST LAST", help="The clip from one image to another.", show_default=False),
+    ] = None,
+    stylize: Annotated[bool, typer.Option("--stylize", help="Keep the edges, take the look from --prompt.")] = False,
+    upscale: Annotated[bool, typer.Option("--upscale", help="Bring a smaller clip to the model's resolution.")] = False,
+    refine: Annotated[
+        int | None,
+        typer.Option(
+            metavar="K", min=1, help="Keep the first K levels, write the finer ones anew.", show_default=False
+        ),
+    ] = None,
+    frames: Annotated[int | None, typer.Option(min=3, help="Of --between.", show_default=False)] = None,
+    detail: Annotated[
+        int | None, typer.Option("--detail", "-d", help="Levels to write; all by default.", show_default=False)
+    ] = None,
+    negative: Negative = "",
+    guidance: Guidance = None,
+    decoder: Decoder = None,
+    passes: Passes = None,
+    order: Order = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    preview: PreviewFolder = None,
+    model: Model = None,
+    out: Out = Path("runs/edit/clip.mp4"),
+    overwrite: Overwrite = False,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> int:
+    """Change a clip: fill a hole, widen the frame, go on, go between two images, restyle, sharpen.
+
+    Several options chain in the order upscale, stylize, refine, inpaint, outpaint, extend. What --inpaint, --outpaint
+    and --extend are given stays as it is, pixel by pixel, in a format without loss (.mkv).
+    """
+    with Console("edit", as_json, writes=True) as console:
+        from lm.editing import Writer
+        from pyramid.levels import check_detail
+        from tasks.models import load_lm
+
+        asked = {
+            "upscale": upscale,
+            "stylize": stylize,
+            "refine": refine,
+            "inpaint": inpaint,
+            "outpaint": outpaint,
+            "extend": extend,
+            "between": between,
+        }
+        chain = [name for name, value in asked.items() if value]
+        sources = list(between) if between else [clip] if clip else []
+        _check(chain, clip, extend, frames)
+        hole = _box(inpaint) if inpaint else None
+        shape = _shape(outpaint) if outpaint else None
+        decoding = decoding_options(decoder, passes, order, temperature, top_p, guidance)
+        lm = load_lm(model, check_device(device))
+        for name in chain:
+            lm.vocabulary.task({"extend": "continue", "between": "interpolate"}.get(name, name))
+        detail = check_detail(detail, lm.num_levels, "--detail")
+        if refine is not None and refine >= detail:
+            raise ValueError(f"--refine: expected fewer than the {detail} levels to write, got {refine}")
+        claim([out], overwrite, inputs=sources)
+        plan = _Plan.of(sources[0], min(lm.tokenizer.config.size), shape, bring_up=upscale)
+        watch = Preview(lm, preview, plan.canvas) if preview is not None else None
+        writer = Writer(lm, prompt, negative, detail, seed, decoding, watch)
+        fps = lm.tokenizer.config.fps if plan.fps is None else plan.fps
+        begin = time.perf_counter()
+        if between:
+            pieces = _between(writer, between, plan, frames)
+        else:
+            more = round(extend * fps) if extend else 0
+            pieces = _chain(writer, sources[0], plan, upscale, stylize, refine, hole, more)
+        count = write_pieces(out, pieces, fps, console, overwrite)
+        took = time.perf_counter() - begin
+        record = {
+            "input": [str(path) for path in sources],
+            "output": str(out),
+            "tasks": chain,
+            "prompt": prompt,
+            "frames": count,
+            "height": plan.shown[0],
+            "width": plan.shown[1],
+            "seed": seed,
+            "seconds": round(took, 3),
+        }
+        size = f"{count} frames of {plan.shown[1]}x{plan.shown[0]}"
+        console.emit(record, f"{out}: {', '.join(chain)}, {size}, {took:.1f} s")
+    return DONE
+
+
+def _check(chain: list[str], clip: Path | None, extend: float | None, frames: int | None) -> None:
+    """Raises ValueError for options that do not go together."""
+    if not chain:
+        raise ValueError(
+            "expected something to do: --inpaint, --outpaint, --extend, --between, --stylize, --upscale or --refine"
+        )
+    if "between" in chain and (clip is not None or len(chain) > 1):
+        raise ValueError("--between: expected neither a clip nor another task beside it")
+    if "between" not in chain and clip is None:
+        raise ValueError("CLIP: expected a clip or an image, got none")
+    if frames is not None and "between" not in chain:
+        raise ValueError("--frames: expected --between; for more frames of a clip there is --extend")
+    if extend is not None and not 0 < extend < math.inf:
+        raise ValueError(f"--extend: expected seconds above 0, got {extend}")
+
+
+def _box(text: str) -> Box:
+    """`8,8,16,16` -> x, y, width, height in pixels. Raises ValueError for what is none."""
+    from lm.editing import Box
+
+    parts = text.split(",")
+    if not (len(parts) == 4 and all(part.strip().isdigit() for part in parts) and min(map(int, parts[2:])) > 0):
+        raise ValueError(f"--inpaint: expected x,y,width,height in pixels such as 8,8,16,16, got {text!r}")
+    return Box(*map(int, parts))
+
+
+def _shape(text: str) -> float:
+    """`9:16` -> width over height. Raises ValueError for what is no shape."""
+    sides = text.split(":")
+    if not (len(sides) == 2 and all(side.isdigit() and int(side) > 0 for side in sides)):
+        raise ValueError(f"--outpaint: expected width:height such as 9:16, got {text!r}")
+    return int(sides[0]) / int(sides[1])
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Sizes as (height, width). `native`: of the file; `work`: as the model sees it, its shorter side the model's;
+    `canvas` and `shown`: the same after outpainting, where the clip stands at `corner` and `place`, (top, left). `fps`
+    is None for an image."""
+
+    native: tuple[int, int]
+    work: tuple[int, int]
+    canvas: tuple[int, int]
+    shown: tuple[int, int]
+    corner: tuple[int, int]
+    place: tuple[int, int]
+    fps: float | None
+
+    @staticmethod
+    def of(path: Path, side: int, shape: float | None, *, bring_up: bool) -> _Plan:
+        """For a clip or an image. `side`: the model's shorter side; `shape`: width over height, where it is widened;
+        `bring_up`: the result has the model's resolution."""
+        from pyramid.data.frames import probe
+        from tasks.clips import shown_size
+
+        info = probe(path)
+        native = shown_size(info)
+        scale = side / min(native)
+        work = (max(1, round(native[0] * scale)), max(1, round(native[1] * scale)))
+        if bring_up:
+            if min(native) >= side:
+                raise ValueError(
+                    f"--upscale: {path}: expected a clip of fewer than {side} pixels on its shorter side, which is the "
+                    f"model's resolution, got {native[1]}x{native[0]}"
+                )
+            native, scale = work, 1.0
+        shown = native if shape is None else _widened(native, shape)
+        canvas = work if shape is None else (round(shown[0] * scale), round(shown[1] * scale))
+        corner, place = (
+            ((outer[0] - inner[0]) // 2, (outer[1] - inner[1]) // 2)
+            for outer, inner in ((canvas, work), (shown, native))
+        )
+        still = info.frames == 1 or not info.fps or not math.isfinite(info.fps)
+        return _Plan(native, work, canvas, shown, corner, place, None if still else info.fps)
+
+
+def _widened(size: tuple[int, int], shape: float) -> tuple[int, int]:
+    """The smallest frame of this shape around one of `size`, to an even number of pixels on the side that grows."""
+    height, width = size
+    if shape > width / height:
+        return height, max(width, 2 * round(height * shape / 2))
+    return max(height, 2 * round(width / shape / 2)), width
+
+
+def _chain(
+    writer: Writer,
+    path: Path,
+    plan: _Plan,
+    upscale: bool,
+    stylize: bool,
+    refine: int | None,
+    hole: Box | None,
+    more: int,
+) -> Iterator[Piece]:
+    """The stages that were asked for, and the result at its size."""
+    from lm import editing
+    from lm.editing import Box, resized
+
+    if hole is not None and (hole.left + hole.width > plan.native[1] or hole.top + hole.height > plan.native[0]):
+        raise ValueError(
+            f"--inpaint: expected a box within {plan.native[1]}x{plan.native[0]} pixels, got "
+            f"{hole.left},{hole.top},{hole.width},{hole.height}"
+        )
+    pieces: Iterator[Piece] = (next(editing.whole(resized(chunk, plan.work))) for chunk in _frames(writer, path))
+    if upscale:
+        pieces = editing.paint(writer, pieces, "upscale", factor=1)
+    if stylize:
+        pieces = editing.paint(writer, pieces, "stylize")
+    if refine is not None:
+        pieces = editing.paint(writer, pieces, "refine", levels=refine)
+    if hole is not None:
+        pieces = editing.forget(pieces, _scaled(hole, plan.native, plan.work))
+        pieces = editing.paint(writer, pieces, "inpaint")
+    if plan.canvas != plan.work:
+        (top, left), (height, width) = plan.corner, plan.work
+        pieces = editing.widen(pieces, plan.canvas, left, top)
+        pieces = editing.outpaint(writer, pieces, plan.canvas, Box(left, top, width, height))
+    if more:
+        pieces = editing.extend(writer, pieces, more)
+    kept = not (upscale or stylize or refine)
+    return _brought_back(pieces, _frames(writer, path) if kept else iter(()), plan, hole)
+
+
+def _frames(writer: Writer, path: Path) -> Iterator[Any]:
+    from tasks.clips import stream_chunks
+
+    return stream_chunks(path, writer.lm.tokenizer.config.chunk_frames)
+
+
+def _scaled(box: Box, native: tuple[int, int], work: tuple[int, int]) -> Box:
+    """The cells of the frame as the model sees it that a box in pixels of the file touches."""
+    from lm.editing import Box
+
+    top, left = box.top * work[0] // native[0], box.left * work[1] // native[1]
+    bottom = -(-(box.top + box.height) * work[0] // native[0])
+    right = -(-(box.left + box.width) * work[1] // native[1])
+    return Box(left, top, right - left, bottom - top)
+
+
+def _brought_back(pieces: Iterator[Piece], frames: Iterator[Any], plan: _Plan, hole: Box | None) -> Iterator[Piece]:
+    """What was written, at the size of the result; where the file's own pixels stay, they are put over it."""
+    import torch
+
+    from lm.editing import Piece, resized
+
+    if plan.canvas == plan.shown:
+        yield from pieces
+        return
+    waiting = None
+    for piece in pieces:
+        video = resized(piece.video, plan.shown).clone()
+        for t in range(video.shape[2]):
+            if waiting is None or not waiting.shape[2]:
+                waiting = next(frames, None)
+            if waiting is None:
+                break
+            source, waiting = waiting[:, :, 0], waiting[:, :, 1:]
+            target = video[:, :, t, plan.place[0] :, plan.place[1] :][..., : plan.native[0], : plan.native[1]]
+            inside = torch.ones(plan.native, dtype=torch.bool)
+            if hole is not None:
+                inside[hole.rows, hole.columns] = False
+            target.copy_(torch.where(inside, source, target))
+        yield Piece(video, torch.ones_like(video[:, :1], dtype=torch.bool))
+
+
+def _between(writer: Writer, images: tuple[Path, Path], plan: _Plan, frames: int | None) -> Iterator[Piece]:
+    """The clip from one image to the other, at their size."""
+    import torch
+
+    from lm.editing import Piece, between, resized
+    from pyramid.data.transforms import from_uint8
+
+    first, last = (from_uint8(next(_first_frame(path))[None])[None] for path in images)
+    if first.shape != last.shape:
+        found = " and ".join(f"{image.shape[4]}x{image.shape[3]}" for image in (first, last))
+        raise ValueError(f"--between: expected two images of one size, got {found}")
+    count = writer.window if frames is None else frames
+    video = resized(between(writer, resized(first, plan.work), resized(last, plan.work), count), plan.shown).clone()
+    video[:, :, 0], video[:, :, -1] = first[:, :, 0], last[:, :, 0]
+    yield Piece(video, torch.ones_like(video[:, :1], dtype=torch.bool))
+
+
+def _first_frame(path: Path) -> Iterator[Any]:
+    from pyramid.data.frames import iter_frames
+
+    return iter_frames(path, max_frames=1)

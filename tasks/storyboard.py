@@ -1,0 +1,110 @@
+"""`pyramid storyboard`: a list of prompts, one clip: each one goes on where the one before ended."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_right
+from itertools import accumulate
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tasks.console import DONE, Console
+from tasks.files import claim
+from tasks.options import Device, Json, Model, Out, Overwrite, Seed, check_device, parse_size
+from tasks.writing import (
+    Decoder,
+    Guidance,
+    Negative,
+    Order,
+    Passes,
+    Preview,
+    PreviewFolder,
+    Temperature,
+    TopP,
+    decoding_options,
+    write_pieces,
+)
+
+
+def storyboard(
+    prompts: Annotated[
+        list[str], typer.Argument(metavar="PROMPT...", help="What to show, in order.", show_default=False)
+    ],
+    seconds: Annotated[str, typer.Option(help="Of each prompt: one number, or one a prompt: 2,4,2.")] = "2",
+    detail: Annotated[
+        int | None, typer.Option("--detail", "-d", help="Levels to write; all by default.", show_default=False)
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(help="Height x width, such as 64x112; the model's by default.", show_default=False)
+    ] = None,
+    negative: Negative = "",
+    guidance: Guidance = None,
+    decoder: Decoder = None,
+    passes: Passes = None,
+    order: Order = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    preview: PreviewFolder = None,
+    model: Model = None,
+    out: Out = Path("runs/storyboard/clip.mp4"),
+    overwrite: Overwrite = False,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> int:
+    """Write one clip from a list of prompts.
+
+    Each prompt goes on from the last frames of the one before, for as long as --seconds says; the clip is written
+    window by window, in constant memory. A prompt has the word from the first window that begins in its time.
+    """
+    with Console("storyboard", as_json, writes=True) as console:
+        from lm.editing import Writer, roll
+        from pyramid.levels import check_detail
+        from tasks.models import load_lm
+
+        if any(not prompt.strip() for prompt in prompts):
+            raise ValueError("PROMPT: expected a few words, got an empty one")
+        decoding = decoding_options(decoder, passes, order, temperature, top_p, guidance)
+        shape = parse_size(size) if size is not None else None
+        lm = load_lm(model, check_device(device))
+        config = lm.tokenizer.config
+        detail = check_detail(detail, lm.num_levels, "--detail")
+        spans = [max(1, round(span * config.fps)) for span in _spans(seconds, len(prompts))]
+        ends = list(accumulate(spans))
+        claim([out], overwrite)
+
+        def prompt_at(frame: int) -> str:
+            return prompts[min(bisect_right(ends, frame), len(prompts) - 1)]
+
+        watch = Preview(lm, preview, shape) if preview is not None else None
+        writer = Writer(lm, prompt_at, negative, detail, seed, decoding, watch)
+        begin = time.perf_counter()
+        windows = 1 + max(0, -(-(ends[-1] - writer.window) // (writer.window - writer.overlap)))
+        count = write_pieces(out, roll(writer, ends[-1], shape), config.fps, console, overwrite, windows)
+        took = time.perf_counter() - begin
+        record = {
+            "prompts": prompts,
+            "output": str(out),
+            "detail": detail,
+            "frames": count,
+            "shots": spans,
+            "seed": seed,
+            "seconds": round(took, 3),
+        }
+        console.emit(record, f"{out}: {len(prompts)} prompts, {count} frames, {took:.1f} s")
+    return DONE
+
+
+def _spans(text: str, count: int) -> list[float]:
+    """Seconds of each prompt. Raises ValueError unless they are above 0, and one or `count`."""
+    try:
+        spans = [float(part) for part in text.split(",")]
+    except ValueError:
+        spans = []
+    if len(spans) == 1:
+        spans *= count
+    if len(spans) != count or not all(0 < span < float("inf") for span in spans):
+        raise ValueError(f"--seconds: expected a number, or one for each of {count} prompts such as 2,4, got {text!r}")
+    return spans
