@@ -51,13 +51,14 @@ class MixConfig:
     fine_tokens: int = 256
     all_levels: float = 0.8
     caption_default: float = 0.8
+    continued: float = 0.3
 
     def __post_init__(self) -> None:
         known = {*TASKS, "caption"} - {"image"}
         for name, weight in self.tasks.items():
             if name not in known or not 0 <= weight < float("inf"):
                 raise ValueError(f"tasks: expected weights of {', '.join(sorted(known))}, got {name}: {weight}")
-        for name in ("images_first", "images_later", "fine_until", "all_levels", "caption_default"):
+        for name in ("images_first", "images_later", "fine_until", "all_levels", "caption_default", "continued"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: expected a share from 0 to 1, got {getattr(self, name)}")
         if self.fine_tokens < 1:
@@ -67,7 +68,7 @@ class MixConfig:
 @dataclass(frozen=True)
 class Group:
     """One step: the task, the chunks of a clip that it takes, the levels, the blocks (chunk, level) that are learned,
-    and `given`: chunks that are known ("continue"), or levels ("refine")."""
+    and `given`: chunks that are known, or levels ("refine")."""
 
     task: str
     num_chunks: int
@@ -97,7 +98,7 @@ class Curriculum:
         names = [name for name in self.mix.tasks if name in self.tasks and self.mix.tasks[name] > 0]
         weights = torch.tensor([self.mix.tasks[name] for name in names])
         task = names[int(torch.multinomial(weights, 1, generator=generator))]
-        draw = torch.rand(4, generator=generator).tolist()
+        draw = torch.rand(5, generator=generator).tolist()
         num_levels, num_chunks = self.pyramids[0].num_levels, len(self.pyramids)
         if task == "caption":
             detail = self.caption_detail if draw[0] < self.mix.caption_default else 1 + int(draw[1] * num_levels)
@@ -108,8 +109,8 @@ class Curriculum:
         given, first, coarse = 0, 0, 0
         if task in ("animate", "continue", "interpolate"):
             first = 1
-            if task == "continue":
-                first = given = 1 + int(draw[3] * (num_chunks - 1))
+        if task == "continue" or (task in HINTED and num_chunks > 1 and draw[4] < self.mix.continued):
+            first = given = 1 + int(draw[3] * (num_chunks - 1))
         if task == "refine":
             coarse = given = 1 + int(draw[3] * (num_levels - 1))
         joined = self.memory + int((num_levels - self.memory) * min(1.0, progress / max(self.mix.fine_until, 1e-9)) + 1)
@@ -124,10 +125,10 @@ class Curriculum:
         picked = [block for block in blocks if block.remembered]
         fine = [block for block in blocks if not block.remembered]
         room = self.mix.fine_tokens
-        for index in torch.randperm(len(fine), generator=generator).tolist():
-            if fine[index].count <= room or not picked:
+        for turn, index in enumerate(torch.randperm(len(fine), generator=generator).tolist()):
+            if turn == 0 or fine[index].count <= room:
                 picked.append(fine[index])
-            room -= fine[index].count
+                room -= fine[index].count
         return self._sized(Group(task, num_chunks, detail, frozenset((b.chunk, b.level) for b in picked), given))
 
     def _sized(self, group: Group) -> Group:

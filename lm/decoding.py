@@ -154,6 +154,7 @@ def write(
     seed: int = 0,
     negative: Sequence[str] | str = "",
     on_block: Callable[[int, int, tuple[Tensor, ...]], None] | None = None,
+    forced: TokenPyramid | None = None,
 ) -> TokenPyramid:
     """`PyramidLM.generate`, with all that it decides on spelled out."""
     if not prompts:
@@ -195,10 +196,12 @@ def write(
             sampler.temperature = decoding.temperature[min(block.level, len(decoding.temperature) - 1)]
             sampler.top_p = decoding.top_p
             codes = _fill(block, decoding, sampler, pen, seen)
+        chunks[block.chunk].append(codes[:batch].reshape(-1, *block.grid))
+        if forced is not None:
+            codes = forced.ids[block.chunk][block.level].to(lm.device).flatten(1).repeat(branches, 1)
         if block.remembered:
             pen.keep(block, codes, seen)
         context.add(block, codes)
-        chunks[block.chunk].append(codes[:batch].reshape(-1, *block.grid))
         if on_block is not None:
             on_block(block.chunk, block.level, tuple(chunks[block.chunk]))
     return TokenPyramid(tuple(tuple(levels) for levels in chunks), num_frames, height, width)

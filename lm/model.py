@@ -164,6 +164,7 @@ class PyramidLM(nn.Module):
         inputs: TokenPyramid | None = None,
         picked: Callable[[Block], bool] = lambda block: True,
         tube: float = 0.0,
+        hide_all: bool = False,
     ) -> dict[int, Tensor]:
         """Mean negative log-likelihood of the hidden codes of each level, in nats a token: {level from 0: scalar}.
 
@@ -175,6 +176,7 @@ class PyramidLM(nn.Module):
             picked: which blocks are counted; all by default, at least one of those that are not given.
             tube: share of clips in which a block that has several grids in time hides the same places in each of them
                 (Lumos-1, 2507.08801: else a later one is learned by copying an earlier one).
+            hide_all: hide every token of every block, as the first pass of generation sees them.
         """
         condition = Condition() if condition is None else condition.to(self.device)
         inputs = tokens if inputs is None else inputs
@@ -188,6 +190,7 @@ class PyramidLM(nn.Module):
         clean = [i for i in range(asked[-1]) if blocks[i].remembered]
         targets = {i: tokens.ids[blocks[i].chunk][blocks[i].level].flatten(1) for i in asked}
         hidden = {i: _hide(blocks[i], len(sentences), generator, tube).to(self.device) for i in asked}
+        hidden = {i: torch.ones_like(hide) if hide_all else hide for i, hide in hidden.items()}
         ids, pads = self.prefix(condition.task, detail, sentences)
         start = ids.shape[1]
         masked_offset = start + sum(blocks[i].count for i in clean)
@@ -300,6 +303,7 @@ class PyramidLM(nn.Module):
         seed: int = 0,
         negative: Sequence[str] | str = "",
         on_block: Callable[[int, int, tuple[Tensor, ...]], None] | None = None,
+        forced: TokenPyramid | None = None,
         **decoding: Any,
     ) -> TokenPyramid:
         """Write the pyramids of clips from text and from what is given, coarse to fine, block by block.
@@ -313,6 +317,8 @@ class PyramidLM(nn.Module):
             negative: what the clips are driven away from, one text or one a clip; needs guidance.
             on_block: called with chunk, level (both from 0) and the ids of the chunk so far, (B, t, h, w) a level,
                 when a block is done.
+            forced: tokens that take the place of each block once it is drawn, so that all that is drawn follows on
+                them (block-forced); what was drawn is returned.
             decoding: fields of `Decoding` that differ from the model's own for this task: decoder, passes, ...
 
         Returns tokens of `detail` levels.
@@ -335,6 +341,7 @@ class PyramidLM(nn.Module):
             seed=seed,
             negative=negative,
             on_block=on_block,
+            forced=forced,
         )
 
     def decoding(self, task: str) -> Decoding:

@@ -126,6 +126,31 @@ def _write_shard(
         save_file({key: torch.cat(values) for key, values in columns.items()}, part)
 
 
+class InTurns(Dataset):
+    """Map-style data sets one clip after the other in turns, without end: those that are through begin again, told so
+    by `set_epoch` where they have it."""
+
+    def __init__(self, sets: Sequence[Any]) -> None:
+        self.sets = list(sets)
+
+    def __len__(self) -> int:
+        return 1 << 40
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict]:
+        found: dict[int, dict] = {}
+        for number, clips in enumerate(self.sets):
+            mine = [index for index in indices if index % len(self.sets) == number]
+            for epoch in sorted({index // len(self.sets) // len(clips) for index in mine}):
+                if hasattr(clips, "set_epoch"):
+                    clips.set_epoch(epoch)
+                now = [index for index in mine if index // len(self.sets) // len(clips) == epoch]
+                rows = [index // len(self.sets) % len(clips) for index in now]
+                many = getattr(clips, "__getitems__", None)
+                items = many(rows) if many is not None else [clips[row] for row in rows]
+                found |= dict(zip(now, items, strict=True))
+        return [found[index] for index in indices]
+
+
 class TokenDataset(Dataset):
     """The clips of a folder that `write_tokens` filled. Items are dicts: `ids` (S,), `caption`, `paraphrase` (the
     caption where there is no other) and `label` (may be empty); with hints `hint` (S,), `share` (cells,) and `task`, an

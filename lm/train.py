@@ -253,13 +253,12 @@ def _num_frames(tokens: TokenPyramid, num_chunks: int, tokenizer: PyramidTokeniz
 
 def _given(tokens: TokenPyramid, condition: Condition | None, group: Group, tokenizer: PyramidTokenizer) -> Condition:
     """The condition of a step on these clips."""
+    chunks = 1 if group.task == "animate" else 0 if group.task == "refine" else group.given
+    exact = tokens.first(_num_frames(tokens, chunks, tokenizer), chunks) if chunks else None
     if group.task in HINTED:
         assert condition is not None and condition.task == group.task  # batches are of one task
-        return condition
-    if group.task in ("animate", "continue"):
-        chunks = group.given if group.task == "continue" else 1
-        return Condition(group.task, tokens.first(_num_frames(tokens, chunks, tokenizer), chunks))
-    return Condition(group.task, draft=tokens.truncate(group.given) if group.task == "refine" else None)
+        return condition if exact is None else dataclasses.replace(condition, tokens=exact)
+    return Condition(group.task, exact, draft=tokens.truncate(group.given) if group.task == "refine" else None)
 
 
 class _Grouped(Dataset):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tasks import evaluate_lm
 from tasks.console import DONE, USER_CAN_MEND, Console, to_json
 from tasks.files import claim_folder
 from tasks.models import load_tokenizer, part_of
@@ -25,13 +26,10 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Score a model on held-out clips, with the protocol.", no_args_is_help=True)
 
+app.command()(evaluate_lm.lm)
+
 SHIPPED = "default"  # the word for the shipped model
 _NAME = "evaluation"
-
-
-@app.callback()
-def _evaluate() -> None:
-    """Keeps `tokenizer` a word of its own while it is the only kind of model."""
 
 
 @app.command()
@@ -202,7 +200,7 @@ def _train_config(folder: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def describe_model(model: str | None, tokenizer: PyramidTokenizer, folder: Path) -> dict[str, Any]:
+def describe_model(model: str | None, tokenizer: Any, folder: Path) -> dict[str, Any]:
     """For the protocol: the model, its hash, and whether its weights are a moving average."""
     run = _train_config(folder).get("run")
     decay = run.get("ema_decay") if isinstance(run, dict) else None
@@ -213,7 +211,7 @@ def describe_model(model: str | None, tokenizer: PyramidTokenizer, folder: Path)
     return {"model": SHIPPED if model is None else model, "model_hash": model_hash(tokenizer, folder), "ema": average}
 
 
-def model_hash(tokenizer: PyramidTokenizer, folder: Path) -> str:
+def model_hash(tokenizer: Any, folder: Path) -> str:
     """16 hexadecimal digits over config.json, every weight and the word table: of what they hold, as two files of the
     same weights need not be equal (safetensors writes its header in no fixed order)."""
     config = json.loads((folder / "config.json").read_text(encoding="utf8"))
@@ -221,7 +219,7 @@ def model_hash(tokenizer: PyramidTokenizer, folder: Path) -> str:
     for name, weight in sorted(tokenizer.state_dict().items()):
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
         digest.update(weight.numpy(force=True).tobytes())
-    if tokenizer.table is not None:
+    if getattr(tokenizer, "table", None) is not None:
         digest.update(tokenizer.table.hash.encode())
     return digest.hexdigest()[:16]
 
@@ -271,7 +269,7 @@ def report(result: Evaluation) -> str:
         for row in rows
     ]
     lines = ["Reconstruction, and the level that each detail adds"]
-    lines += _table([*titles, "level of", "tokens", "codes used", "perplexity"], kept)
+    lines += table([*titles, "level of", "tokens", "codes used", "perplexity"], kept)
     if rows[0]["understanding"]:
         names = list(rows[0]["understanding"])
         known = [
@@ -281,7 +279,7 @@ def report(result: Evaluation) -> str:
         ]
         known.append(["chance", ""] + [_percent(rows[0]["chance"][name]) for name in names])
         lines += ["", "Understanding: % right, linear probes on the codes up to each detail"]
-        lines += _table(["detail", "tokens", *names], known)
+        lines += table(["detail", "tokens", *names], known)
     if any(row["coverage"] is not None for row in rows):
         said = [
             [str(row["detail"]), str(row["tokens"])]
@@ -290,12 +288,12 @@ def report(result: Evaluation) -> str:
             if row["coverage"] is not None
         ]
         lines += ["", "Words: % of what captions say that some word names; and of what another clip's caption says"]
-        lines += _table(["detail", "tokens", "own", "another's"], said)
+        lines += table(["detail", "tokens", "own", "another's"], said)
     if len(protocol["seeds"]) > 1:
         same = len({*protocol["clips_a_seed"], protocol["clips"]}) == 1
         lines += ["", f"Means of {len(protocol['seeds'])} seeds, +- half their range"]
         lines[-1] += "; all seeds score the same clips, and differ in what their probes learn from" if same else ""
-    return "\n".join([*lines, "", "Protocol", *_protocol_lines(protocol)])
+    return "\n".join([*lines, "", "Protocol", *protocol_lines(protocol)])
 
 
 def _figure(value: float | None, spread: float | None, digits: int) -> str:
@@ -306,17 +304,17 @@ def _percent(value: float, spread: float | None = None) -> str:
     return f"{100 * value:.1f}" + ("" if spread is None else f" +-{100 * spread:.1f}")
 
 
-def _table(titles: list[str], rows: list[list[str]]) -> list[str]:
+def table(titles: list[str], rows: list[list[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [titles, *rows]]
 
 
-def _protocol_lines(protocol: dict[str, Any], indent: str = "  ") -> list[str]:
+def protocol_lines(protocol: dict[str, Any], indent: str = "  ") -> list[str]:
     lines = []
     for name, value in protocol.items():
         key = name.replace("_", " ")
         if isinstance(value, dict) and any(isinstance(part, str | dict) for part in value.values()):
-            lines += [f"{indent}{key}:", *_protocol_lines(value, indent + "  ")]
+            lines += [f"{indent}{key}:", *protocol_lines(value, indent + "  ")]
         elif isinstance(value, dict):
             lines.append(f"{indent}{key}: " + ", ".join(f"{part} {_plain(what)}" for part, what in value.items()))
         else:

@@ -91,10 +91,9 @@ def test_cached_is_uncached(lm, tokens):
 
 
 @torch.no_grad()
-def test_training_sees_what_generation_sees(lm, tokens, monkeypatch):
+def test_training_sees_what_generation_sees(lm, tokens):
     """One training pass over all blocks gives the losses of the block-by-block pass."""
-    monkeypatch.setattr("lm.model._hide", lambda block, batch, *_: torch.ones(batch, block.count, dtype=torch.bool))
-    losses = lm.generation_loss(tokens, sentences(lm), lm.num_levels)
+    losses = lm.generation_loss(tokens, sentences(lm), lm.num_levels, hide_all=True)
     blocks = layout.blocks_of(tokens.pyramids, lm.num_levels, lm.memory)
     hidden = block_logits(lm, tokens, blocks, sentences(lm), cached=True)
     expected: dict = {}
@@ -302,3 +301,13 @@ def test_a_sequence_is_ids_of_one_space(lm, tokens):
                 assert [i for i in row[:start] if i != v.pad] == head + text[: CONFIG.max_text]
             else:
                 assert row[:2] == head and [i for i in rest if i != v.pad] == said
+
+
+def test_forced_blocks_follow_on_the_truth(lm, tokens):
+    """Where the truth is what the model draws, forcing changes nothing; elsewhere what follows is another."""
+    settings = {"temperature": 0, "guidance": 1}
+    free = lm.generate(CAPTIONS, **settings)
+    assert torch.equal(lm.generate(CAPTIONS, forced=free, **settings).flatten(), free.flatten())
+    drawn = lm.generate(CAPTIONS, forced=tokens, num_frames=17, **settings)
+    assert torch.equal(drawn.ids[0][0], free.ids[0][0])  # before the first block nothing is forced
+    assert not torch.equal(drawn.flatten(), lm.generate(CAPTIONS, num_frames=17, **settings).flatten())

@@ -7,7 +7,7 @@ import torch
 
 from lm.conditions import HINTED, TASKS
 from lm.curriculum import Curriculum, Group, GroupBatches, MixConfig
-from lm.token_cache import TokenDataset, unpack, write_tokens
+from lm.token_cache import InTurns, TokenDataset, unpack, write_tokens
 from lm.train import TrainLMConfig, train_lm
 from pyramid.config import load
 from pyramid.data.datamodule import collate_clips
@@ -151,8 +151,8 @@ def test_coarse_levels_come_first_and_fine_blocks_share_a_budget():
     assert max(group.detail for group in early) == 3
     for group in groups(tasks={"generate": 1.0}, images_later=0.0, fine_tokens=20):
         fine = [block for block in group.blocks if block[1] >= 2]
-        assert len(fine) <= 1
-        assert group.tokens <= 12 + 2 * 15 + 20
+        assert len(fine) == (group.detail == 3)  # one block, however large
+        assert group.tokens <= 12 + 2 * 15 + 32
     everything = groups(tasks={"generate": 1.0}, images_later=0.0, fine_tokens=1000, all_levels=1.0)
     assert all(len(group.blocks) == 9 for group in everything)
 
@@ -209,3 +209,22 @@ def test_batches_are_of_one_group_and_about_as_long():
 def test_a_mix_is_checked(values, message):
     with pytest.raises(ValueError, match=message):
         MixConfig(**values)
+
+
+def test_data_sets_take_turns_and_begin_again():
+    class Few:
+        def __init__(self, name, size):
+            self.name, self.size, self.epoch = name, size, 0
+
+        def __len__(self):
+            return self.size
+
+        def set_epoch(self, epoch):
+            self.epoch = epoch
+
+        def __getitem__(self, index):
+            return {"clip": f"{self.name}{index}.{self.epoch}"}
+
+    clips = InTurns([Few("a", 2), Few("b", 3)])
+    found = [item["clip"] for item in clips.__getitems__(list(range(10)))]
+    assert found == ["a0.0", "b0.0", "a1.0", "b1.0", "a0.1", "b2.0", "a1.1", "b0.1", "a0.2", "b1.1"]
