@@ -119,7 +119,7 @@ def _contrast(a: Tensor, b: Tensor, others: Tensor, temperature: float = 0.1) ->
     return F.cross_entropy(a @ torch.cat([b, others]).T / temperature, torch.arange(len(a)))
 
 
-def train_clip_features(out: str | Path, clips: Sequence[Tensor], *, minutes: float = 10.0, seed: int = 0) -> None:
+def train_clip_features(out: str | Path, clips: Sequence[Tensor], *, minutes: float = 2.0, seed: int = 0) -> None:
     """Train on `clips`, as `read_whole` gives them; written to `out`."""
     torch.manual_seed(seed)
     network = ClipFeatures()

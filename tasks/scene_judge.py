@@ -50,6 +50,7 @@ NUM_FRAMES, SIZE = 17, 64
 FORMAT = "pyramid.scene_judge"
 OF_OBJECT = {"shape": SHAPES, "size": SIZES, "motion": MOTIONS}
 OF_CLIP = {"background": BACKGROUNDS, "camera": CAMERAS}
+WINDOW = 7  # places each way of the window around an object, five pixels apart
 PRESENT = 0.5  # the probability from which an object counts as found
 
 
@@ -75,21 +76,25 @@ class FoundScene:
 
 
 class SceneJudge(nn.Module):
-    """Every second frame, with its differences to the frame before and to the fourth before, down to 16x16 places; for
-    each colour what lies where that colour is, over all frames; for the clip what all places say."""
+    """Every second frame down to 16x16 places: as it is, against the clip's middle colour (backgrounds are faint), and
+    its differences to the frame before and to the fourth before. For each colour what lies where that colour is, over
+    all frames; for the clip what all places say."""
 
     def __init__(self) -> None:
         super().__init__()
         width, deep, each, self.hidden = 64, 96, 64, 96
         steps = (NUM_FRAMES + 1) // 2
-        self.stem = nn.Conv2d(9, width, 8, stride=4, padding=2)
+        # As 8x8 with stride 4, which oneDNN computes wrongly for 12 channels in bfloat16 on AMX (torch 2.13).
+        self.stem = nn.Sequential(nn.ZeroPad2d(2), nn.PixelUnshuffle(4), nn.Conv2d(12 * 16, width, 2))
         self.fine = nn.Sequential(*(Convolution(width) for _ in range(3)))
         self.down = nn.Conv2d(width, deep, 3, stride=2, padding=1)
         self.coarse = nn.Sequential(*(Convolution(deep) for _ in range(3)))
         self.up = nn.Conv2d(deep, width, 1)
         self.both = Convolution(width)
         self.where = nn.Conv2d(width, 2 * len(COLOURS), 1)  # two looks at each colour: one is its place, one is free
-        self.look = nn.Sequential(nn.Linear(2 * width + 4, each), nn.GELU())
+        self.near = nn.Conv2d(width, 16, 1)
+        self.form = nn.Linear(16 * WINDOW**2, each)
+        self.look = nn.Sequential(nn.Linear(2 * width + 4 + each, each), nn.GELU())
         self.around = nn.Sequential(nn.Linear(deep * 16, each), nn.GELU())
         self.clip = nn.Sequential(nn.Linear(each * steps, 192), nn.GELU(), nn.Linear(192, self.hidden), nn.GELU())
         self.colour = nn.Parameter(torch.zeros(len(COLOURS), self.hidden))
@@ -102,6 +107,9 @@ class SceneJudge(nn.Module):
         cells = (torch.arange(SIZE // 4) + 0.5) / (SIZE // 4)
         y, x = torch.meshgrid(cells, cells, indexing="ij")
         self.register_buffer("places", torch.stack([x.flatten(), y.flatten()], dim=1), persistent=False)
+        offsets = (torch.arange(WINDOW) - WINDOW // 2) * 5 / SIZE
+        y, x = torch.meshgrid(offsets, offsets, indexing="ij")
+        self.register_buffer("window", torch.stack([x, y], dim=-1), persistent=False)
 
     def forward(self, video: Tensor) -> dict[str, Tensor]:
         """Video (B, 3, 17, 64, 64) in [-1, 1] -> float logits and more: `presence` (B, K); `shape`, `size`, `motion`
@@ -117,7 +125,9 @@ class SceneJudge(nn.Module):
         before = torch.cat([video[:, :, :1], video[:, :, 1::2]], dim=2)
         earlier = torch.cat([video[:, :, :1], video[:, :, :1], video[:, :, :-4:2]], dim=2)
         now = video[:, :, ::2]
-        frames = torch.cat([now, 4 * (now - before), 2 * (now - earlier)], dim=1).transpose(1, 2).flatten(0, 1)
+        middle = video[:, :, ::4, ::4, ::4].flatten(2).median(dim=2).values[..., None, None, None]
+        views = [now, torch.tanh(6 * (now - middle)), 4 * (now - before), 2 * (now - earlier)]
+        frames = torch.cat(views, dim=1).transpose(1, 2).flatten(0, 1)
         fine = self.fine(F.gelu(self.stem(frames.contiguous(memory_format=torch.channels_last))))
         coarse = self.coarse(F.gelu(self.down(fine)))
         fine = self.both(fine + F.interpolate(self.up(coarse), scale_factor=2.0))
@@ -125,7 +135,10 @@ class SceneJudge(nn.Module):
         attention = self.where(fine).float().flatten(2).softmax(dim=-1)  # (B T, 2K, places)
         seen = attention @ fine.float().flatten(2).transpose(1, 2)
         place = attention @ self.places
-        per_colour = torch.cat(torch.cat([seen, place], dim=-1).chunk(2, dim=1), dim=-1)  # (B T, K, 2 (width + 2))
+        windows = 2 * (place[:, : len(COLOURS), None, None].detach() + self.window) - 1  # (B T, K, 7, 7, 2)
+        near = F.grid_sample(self.near(fine).float(), windows.flatten(1, 2), align_corners=False)
+        form = self.form(near.unflatten(2, (len(COLOURS), WINDOW)).transpose(1, 2).flatten(2))
+        per_colour = torch.cat([*torch.cat([seen, place], dim=-1).chunk(2, dim=1), form], dim=-1)
         looks = self.look(per_colour).unflatten(0, (clips, -1)).transpose(1, 2).flatten(2)  # (B, K, T each)
         around = self.around(F.adaptive_avg_pool2d(coarse, 4).flatten(1)).unflatten(0, (clips, -1))
         clip = self.clip(around.flatten(1))
@@ -143,7 +156,7 @@ class SceneJudge(nn.Module):
     @torch.no_grad()
     def scenes(self, video: Tensor, batch_size: int = 32) -> list[FoundScene]:
         """What each clip of (B, 3, 17, 64, 64) in [-1, 1] shows. Raises ValueError for clips of another shape."""
-        return [scene for part in video.split(batch_size) for scene in _read(self(part))]
+        return [scene for part in video.split(batch_size) for scene in read_answers(self(part))]
 
     @torch.no_grad()
     def features(self, video: Tensor, batch_size: int = 32) -> Tensor:
@@ -163,7 +176,8 @@ class SceneJudge(nn.Module):
         return judge
 
 
-def _read(out: dict[str, Tensor]) -> list[FoundScene]:
+def read_answers(out: dict[str, Tensor]) -> list[FoundScene]:
+    """What `SceneJudge.forward` gives, as scenes."""
     presence = out["presence"].sigmoid().tolist()
     centres = out["track"][:, 0].tolist()
     chosen = {name: out[name].argmax(dim=-1).tolist() for name in (*OF_OBJECT, *OF_CLIP)}
@@ -189,7 +203,8 @@ def _read(out: dict[str, Tensor]) -> list[FoundScene]:
 
 def objects_agreement(scene: SceneAttributes, found: FoundScene) -> list[dict[str, bool]]:
     """For each object of `scene`, in its order: whether `found` has one of its colour ("colour"), and whether that one
-    has its "shape", "size" and "motion"."""
+    has its "shape", "size" and "motion". Objects of one colour, of which the split `combinations` of `full` has some
+    (one colour alone is left for each shape and motion), are taken for one."""
     by_colour = {thing.colour: thing for thing in found.objects}
     rows = []
     for asked in scene.objects:
@@ -334,26 +349,35 @@ def _loss(out: dict[str, Tensor], truth: dict[str, Tensor]) -> Tensor:
 
 
 def train_scene_judge(
-    out: str | Path, tokenizer: PyramidTokenizer, *, minutes: float = 25.0, num_reconstructed: int = 2400, seed: int = 0
+    out: str | Path,
+    tokenizer: PyramidTokenizer,
+    *,
+    minutes: float = 14.0,
+    learning_rate: float = 2e-3,
+    num_reconstructed: int = 1200,
+    seed: int = 0,
+    initial: SceneJudge | None = None,
 ) -> None:
     """Train on clips of `full` and `single`, of every combination (the held-out ones too: the judge must know them),
-    with light noise and blur; a quarter of them as `tokenizer` reconstructs them at details 5 to 7. It is written to
-    `out`."""
+    half of them with light noise and blur; a quarter as `tokenizer` reconstructs them at details 5 to 7. From
+    `initial` on, where there is one. It is written to `out`."""
     torch.manual_seed(seed)
     world, rendered, reconstructed = _World(seed), _Pool(16_384), _Pool(num_reconstructed)
     with native_bf16():
         for start in range(0, num_reconstructed, 48):
             batch = world.take(min(48, num_reconstructed - start))
             reconstructed.add(batch | {"video": reconstruct(tokenizer, batch["video"], (5, 6, 7))})
-    judge = SceneJudge()
-    learner = Learner(judge, minutes)
+    judge = SceneJudge() if initial is None else initial
+    learner = Learner(judge, minutes, learning_rate)
     for step in learner.steps():
         fresh = world.take(12)
         rendered.add(fresh)
         parts = [fresh, rendered.draw(12), reconstructed.draw(8)]
         batch = _mirrored({name: torch.cat([part[name] for part in parts]) for name in fresh})
+        video = batch["video"] / 127.5 - 1
+        video[::2] = _worn(video[::2])
         with native_bf16():
-            answers = judge(_worn(batch["video"] / 127.5 - 1))
+            answers = judge(video)
         loss = _loss(answers, batch)
         learner.learn(loss)
         if step % 50 == 0:

@@ -28,13 +28,13 @@ FIRST_DRAWN = 3872  # pictures before the first step of training: one of each dr
 
 
 class WritingJudge(nn.Module):
-    """A picture down to 4x4 places, those to a vector, that to a character."""
+    """A picture, as it is and against its paper, down to 4x4 places, those to a vector, that to a character."""
 
     def __init__(self, labels: Sequence[str]) -> None:
         super().__init__()
         self.labels = list(labels)
         self.pixels = nn.Sequential(
-            *(nn.Conv2d(3, 32, 5, stride=2, padding=2), nn.GELU(), Convolution(32)),
+            *(nn.Conv2d(6, 32, 5, stride=2, padding=2), nn.GELU(), Convolution(32)),
             *(nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.GELU(), Convolution(64), Convolution(64)),
             *(nn.Conv2d(64, 128, 3, stride=2, padding=1), nn.GELU(), Convolution(128), Convolution(128)),
             *(nn.Conv2d(128, 160, 3, stride=2, padding=1), nn.GELU(), Convolution(160)),
@@ -44,7 +44,9 @@ class WritingJudge(nn.Module):
 
     def forward(self, picture: Tensor) -> tuple[Tensor, Tensor]:
         """Pictures (B, 3, 64, 64) in [-1, 1] -> logits (B, 242) and the features (B, 192) they are read from."""
-        vector = self.vector(self.pixels(picture.contiguous(memory_format=torch.channels_last)))
+        paper = picture[:, :, ::2, ::2].flatten(2).median(dim=2).values[..., None, None]
+        views = torch.cat([picture, torch.tanh(2 * (picture - paper))], dim=1)
+        vector = self.vector(self.pixels(views.contiguous(memory_format=torch.channels_last)))
         return self.character(vector).float(), vector.float()
 
     @torch.no_grad()
@@ -144,8 +146,8 @@ def train_writing_judge(
     archives: Iterable[str | Path],
     tokenizer: PyramidTokenizer,
     *,
-    minutes: float = 12.0,
-    num_reconstructed: int = 1500,
+    minutes: float = 8.0,
+    num_reconstructed: int = 720,
     seed: int = 0,
 ) -> None:
     """Train on the zips of timed strokes, drawers 1 to 16, a quarter of the pictures as `tokenizer` reconstructs them
