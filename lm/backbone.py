@@ -21,6 +21,7 @@ class LMConfig:
     prompt or caption, longer ones are cut; `caption_detail`: levels that captions read by default, all where there are
     fewer. `tasks`: what it can be asked for, a token each; `memory`: levels of every chunk that later blocks see as
     tokens, all by default (layout.py); `history`: latent frames of the chunk before that a block sees (context.py).
+    `lora`: rank of the adapters (LoRA, 2106.09685) that are trained in place of a pretrained backbone, 0 for none.
     `decoding`: how it writes unless told otherwise, by task, "" for all others. Raises ValueError for a number below 1,
     a task that there is not, or decoding of a task that is not among `tasks`."""
 
@@ -35,12 +36,17 @@ class LMConfig:
     tasks: tuple[str, ...] = (*TASKS, "caption")
     memory: int | None = None
     history: int = 1
+    lora: int = 0
     decoding: dict[str, Decoding] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("max_text", "caption_detail", "memory", "history"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.lora < 0 or (self.lora and not self.backbone):
+            raise ValueError(
+                f"lora: expected 0, or a rank and a pretrained backbone, got {self.lora} and {self.backbone}"
+            )
         unknown = [name for name in self.tasks if name not in (*TASKS, "caption")]
         if unknown or len(set(self.tasks)) < len(self.tasks):
             raise ValueError(f"tasks: expected some of {', '.join(TASKS)}, caption, each once, got {self.tasks}")
@@ -51,7 +57,8 @@ class LMConfig:
 def make_backbone(config: LMConfig, text_size: int) -> nn.Module:
     """The causal LM that a config describes, with interval attention."""
     if config.backbone:
-        return load_backbone(config.backbone)
+        backbone = load_backbone(config.backbone)
+        return add_adapters(backbone, config.lora) if config.lora else backbone
     llama = LlamaConfig(
         vocab_size=text_size,
         hidden_size=config.dim,
@@ -77,4 +84,40 @@ def load_backbone(name: str | Path) -> nn.Module:
         raise ValueError(
             f"PyramidLM: backbone {name}: expected one whose attention can be replaced, got {type(backbone).__name__}"
         )
+    return backbone
+
+
+# A peft model holds the backbone it has put its adapters in. It is kept beside the backbone, not inside it, to write
+# and read a folder in peft's own format.
+_PEFT = "_peft_model"
+
+
+def add_adapters(backbone: nn.Module, rank: int) -> nn.Module:
+    """The same model with low-rank adapters in every linear layer but the head, which alone are trained."""
+    import peft
+
+    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    return _beside(peft.get_peft_model(backbone, config))
+
+
+def load_adapters(backbone: nn.Module, folder: str | Path) -> nn.Module:
+    """The same model with the adapters of a peft folder, to be trained on."""
+    import peft
+
+    return _beside(peft.PeftModel.from_pretrained(backbone, folder, is_trainable=True))
+
+
+def save_adapters(backbone: nn.Module, folder: str | Path) -> None:
+    """Write the adapters as a peft folder: `peft.PeftModel.from_pretrained(base, folder)` reads it."""
+    getattr(backbone, _PEFT).save_pretrained(folder)
+
+
+def merge_adapters(backbone: nn.Module) -> nn.Module:
+    """A model of the same kind with the adapters added to its weights, and no adapters."""
+    return getattr(backbone, _PEFT).merge_and_unload()
+
+
+def _beside(model: nn.Module) -> nn.Module:
+    backbone = model.base_model.model
+    object.__setattr__(backbone, _PEFT, model)
     return backbone

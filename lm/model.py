@@ -22,12 +22,13 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, DynamicCache
 
 from lm import layout
-from lm.backbone import LMConfig, load_backbone
+from lm.backbone import LMConfig, load_adapters, load_backbone, merge_adapters, save_adapters
 from lm.conditions import HINTED, Condition
 from lm.context import LatentContext, context_dim, hint_latents
 from lm.decoding import Decoding, write
 from lm.heads import CodeEmbedding, make_head
 from lm.layout import Block
+from lm.linear_cross_entropy import linear_cross_entropy
 from lm.vocabulary import Vocabulary
 from pyramid.config import load
 from pyramid.levels import check_detail
@@ -231,8 +232,10 @@ class PyramidLM(nn.Module):
             torch.cat([intervals, text], dim=1),
             torch.cat([positions, places], dim=1),
         )
-        logits = self.backbone.get_output_embeddings()(out[:, start - 1 :])
-        return nn.functional.cross_entropy(logits.float().flatten(0, 1), target.flatten())
+        head = self.backbone.get_output_embeddings()
+        if getattr(head, "bias", None) is not None:
+            return nn.functional.cross_entropy(head(out[:, start - 1 :]).float().flatten(0, 1), target.flatten())
+        return linear_cross_entropy(out[:, start - 1 :].flatten(0, 1), head.weight, target.flatten())
 
     def _seen(
         self, tokens: TokenPyramid, blocks: Sequence[Block], codes: Sequence[Tensor], condition: Condition
@@ -351,20 +354,32 @@ class PyramidLM(nn.Module):
 
     # ------------------------------------------------------------------------------------------ folders
 
+    def merged(self) -> PyramidLM:
+        """This model with its LoRA adapters added to the backbone's weights, which no longer needs its base."""
+        if not self.config.lora:
+            return self
+        self.backbone = merge_adapters(self.backbone)
+        self.config = dataclasses.replace(self.config, lora=0)
+        return self
+
     def save_pretrained(self, folder: str | Path, *, tokenizer: str = "../tokenizer", half: bool = False) -> None:
         """Write config.json, model.safetensors (all but the backbone), backbone/ (a transformers folder with the text
-        tokenizer). `tokenizer`: where the video tokenizer's folder is, relative to this one, or a hub id; `half`:
-        store float16. Every file appears whole, config.json as the last."""
+        tokenizer; with LoRA a peft folder, whose base is named in the config). `tokenizer`: where the video
+        tokenizer's folder is, relative to this one, or a hub id; `half`: store float16. Every file appears whole,
+        config.json as the last."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         dtype = torch.float16 if half else torch.float32
         weights = {n: t.to(dtype).contiguous() for n, t in self.state_dict().items() if not n.startswith("backbone.")}
-        state = {n: t.to(dtype) for n, t in self.backbone.state_dict().items()}
         config = {"format": "pyramid.lm", "format_version": FORMAT_VERSION, "tokenizer": tokenizer}
         config |= dataclasses.asdict(self.config)
         with TemporaryDirectory(prefix=".partial-", dir=folder) as name:
             part = Path(name)
-            self.backbone.save_pretrained(part / "backbone", state_dict=state)
+            if self.config.lora:
+                save_adapters(self.backbone, part / "backbone")
+            else:
+                state = {n: t.to(dtype) for n, t in self.backbone.state_dict().items()}
+                self.backbone.save_pretrained(part / "backbone", state_dict=state)
             self.text.save_pretrained(part / "backbone")
             metadata = {"format": "pt", "version": str(FORMAT_VERSION)}
             save_file(weights, part / "model.safetensors", metadata=metadata)
@@ -390,7 +405,12 @@ class PyramidLM(nn.Module):
             beside = folder / named
             tokenizer = PyramidTokenizer.from_pretrained(beside if beside.is_dir() else named, device=device)
         text = AutoTokenizer.from_pretrained(folder / "backbone")
-        lm = PyramidLM(config, tokenizer, text, load_backbone(folder / "backbone"))
+        if config.lora:
+            assert config.backbone is not None  # the config is checked for it
+            backbone = load_adapters(load_backbone(config.backbone), folder / "backbone")
+        else:
+            backbone = load_backbone(folder / "backbone")
+        lm = PyramidLM(config, tokenizer, text, backbone)
         weights = {f"backbone.{name}": tensor for name, tensor in lm.backbone.state_dict().items()}
         load_weights(lm, weights | load_file(folder / "model.safetensors"), f"PyramidLM: {folder}")
         return lm.to(device).eval()
@@ -416,7 +436,13 @@ def _read_config(path: Path) -> tuple[str, LMConfig]:
 
 
 # What the first models of this format version, written without these keys, have.
-_LATER_KEYS: dict[str, Any] = {"tasks": ["generate", "caption"], "memory": None, "history": 1, "decoding": {}}
+_LATER_KEYS: dict[str, Any] = {
+    "tasks": ["generate", "caption"],
+    "memory": None,
+    "history": 1,
+    "lora": 0,
+    "decoding": {},
+}
 
 
 def _hide(block: Block, batch_size: int, generator: torch.Generator | None, tube: float) -> Tensor:

@@ -72,7 +72,8 @@ class TrainLMConfig:
     """The whole of a language-model run. `tokenizer`: folder or hub id of the video tokenizer; `tokens`: folder of
     clips tokenized once, with `train` and `val` in it, that takes the place of `data`; `initialize`: a folder of a
     PyramidLM to start from, whose config then takes the place of `model`. `compile`: the backbone by torch.compile,
-    minutes at the start for steps a quarter shorter."""
+    minutes at the start for steps a quarter shorter; `checkpointing`: keep no activations inside
+    its layers, and compute them again for the gradients: less memory, longer steps."""
 
     tokenizer: str = ""
     tokens: str | None = None
@@ -83,6 +84,7 @@ class TrainLMConfig:
     run: RunConfig = field(default_factory=RunConfig)
     initialize: str | None = None
     compile: bool = False
+    checkpointing: bool = False
 
 
 _WITHOUT_CLASSES = tuple(name for name in (*TASKS, "caption") if name != "class")
@@ -96,6 +98,8 @@ class LMTraining(TrainingModule):
     def __init__(self, config: TrainLMConfig, lm: PyramidLM, teaches: Sequence[str] = _WITHOUT_CLASSES) -> None:
         super().__init__(config.run)
         self.config, self.lm = config, lm.train()  # transformers loads a pretrained backbone in eval mode
+        if config.checkpointing:
+            lm.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         pyramids = tuple(lm.tokenizer.pyramids(lm.tokenizer.config.num_frames))
         known = tuple(task for task in lm.config.tasks if task in teaches and _possible(task, lm, len(pyramids)))
         text = lm.config.max_text // 2
@@ -234,6 +238,14 @@ class LMTraining(TrainingModule):
 
     def inside(self) -> tuple[nn.Module, ...]:
         return (self.lm.backbone.base_model,)
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        if not self.lm.config.lora:
+            return super().configure_optimizers()
+        # Adapters are no matrices to make orthogonal: thin, and one of each pair starts at zero.
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        rate, decay = self.run.learning_rate, self.run.weight_decay
+        return [torch.optim.AdamW(trained, lr=rate, betas=(0.9, 0.98), weight_decay=decay)]
 
     def tokens_per_clip(self) -> int:
         tokenizer = self.lm.tokenizer

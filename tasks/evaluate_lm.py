@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -265,7 +266,7 @@ class _Bench:
             "sections": list(chosen),
             "judge": self.judge_name,
             "judge_hash": weights_hash(judged_by),
-            "decoding": {name: self.lm.decoding(name) for name in ("generate",)} | self.decoding,
+            "decoding": dataclasses.asdict(self.lm.decoding("generate")) | self.decoding,
             "seed": self.seed,
             "rounding": "8 bits before anything is judged",
             "device": str(self.lm.device),
