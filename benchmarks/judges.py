@@ -3,7 +3,7 @@
 python benchmarks/judges.py scenes --train 14
 python benchmarks/judges.py scenes --train 4 --initial runs/judges/shapes_judge --rate 0.001 --seed 1 --out runs/on
 python benchmarks/judges.py writing --strokes strokes_background_small*.zip --folder handwriting --train 8
-python benchmarks/judges.py robot --folder clips --train 2
+python benchmarks/judges.py robot --folder clips --train 10
 
 `--folder` of writing is what `pyramid data omniglot` makes of `--strokes`, with `--size 64 --frames 17`; that of robot
 has a metadata.jsonl with splits. Without --train the shipped weights are measured; with it, new ones in --out.

@@ -2,8 +2,8 @@
 
 Taught without labels: two windows of a clip, each cropped and lit in its own way, shall be more alike than windows of
 other clips (SimCLR, Chen et al. 2020, 2002.05709), and more alike than the window run backwards; and a head tells
-windows from those run backwards, so that motion counts. Trained on the split `train` of one subset, so the distances
-are of use for clips of that kind; figures: benchmarks/results/judges.txt.
+windows from those run backwards, so that motion counts. Trained on clips of one kind, so the distances are of use for
+that kind. No weights ship yet: `python benchmarks/judges.py robot --folder FOLDER --train 10` makes them.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _contrast(a: Tensor, b: Tensor, others: Tensor, temperature: float = 0.1) ->
     return F.cross_entropy(a @ torch.cat([b, others]).T / temperature, torch.arange(len(a)))
 
 
-def train_clip_features(out: str | Path, clips: Sequence[Tensor], *, minutes: float = 2.0, seed: int = 0) -> None:
+def train_clip_features(out: str | Path, clips: Sequence[Tensor], *, minutes: float = 10.0, seed: int = 0) -> None:
     """Train on `clips`, as `read_whole` gives them; written to `out`."""
     torch.manual_seed(seed)
     network = ClipFeatures()
