@@ -243,22 +243,26 @@ class _Pen:
 
 def _fill(block: Block, decoding: Decoding, sampler: Sampler, pen: _Pen, seen: Tensor) -> Tensor:
     """The codes (R, n) of a block, R rows in all branches."""
-    rows = sampler.num_rows
-    codes = torch.zeros(rows, block.count, dtype=torch.int64, device=sampler.device)
+    codes = torch.zeros(sampler.num_rows, block.count, dtype=torch.int64, device=sampler.device)
     hidden = torch.ones_like(codes, dtype=torch.bool)
-    stops = decoding.turns(block)
-    rank = None if decoding.decoder == "masked" and decoding.order == "confidence" else _ranks(block, decoding, sampler)
-    for turn, stop in enumerate(stops, start=1):
-        drawn = pen.lm.heads[block.level].sample(pen.look(block, codes, seen, hidden), sampler)
-        likely = sampler.take_score()
-        if rank is not None:
-            reveal = hidden & (rank < stop)
-        else:
+    head, stops = pen.lm.heads[block.level], decoding.turns(block)
+    sampler.scores = decoding.decoder == "masked" and decoding.order == "confidence"
+    if sampler.scores:
+        for turn, stop in enumerate(stops, start=1):
+            drawn = head.sample(pen.look(block, codes, seen, hidden), sampler)
             noise = decoding.noise * (1 - turn / len(stops)) * sampler.gumbel(block.count)
-            score = sampler.spread(likely + noise).masked_fill(~hidden, math.inf)
+            score = sampler.spread(sampler.take_score() + noise).masked_fill(~hidden, math.inf)
             reveal = hidden & (score.argsort(dim=1, descending=True, stable=True).argsort(dim=1) < stop)
-        codes = torch.where(reveal, drawn, codes)
-        hidden = hidden & ~reveal
+            codes = torch.where(reveal, drawn, codes)
+            hidden = hidden & ~reveal
+        return codes
+    order = _ranks(block, decoding, sampler).argsort(dim=1)
+    for start, stop in zip([0, *stops], stops, strict=False):
+        turn_of = order[:, start:stop].sort(dim=1).values  # those whose turn it is, (R, m)
+        out = pen.look(block, codes, seen, hidden)
+        drawn = head.sample(out.gather(1, turn_of[..., None].expand(-1, -1, out.shape[2])), sampler)
+        codes = codes.scatter(1, turn_of, drawn)
+        hidden = hidden.scatter(1, turn_of, False)
     return codes
 
 

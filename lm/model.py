@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, DynamicCache
 
-from lm import layout
+from lm import layout, quick
 from lm.backbone import LMConfig, load_adapters, load_backbone, merge_adapters, save_adapters
 from lm.conditions import HINTED, Condition
 from lm.context import LatentContext, context_dim, hint_latents
@@ -141,7 +141,9 @@ class PyramidLM(nn.Module):
 
     def run(self, x: Tensor, intervals: Tensor, positions: Tensor, cache: DynamicCache | None = None) -> Tensor:
         """Backbone without its head. x (B, S, dim), intervals (B, S, 4) over all keys, positions (B, S). Compiled code
-        (`nn.Module.compile`) is for training alone."""
+        (`nn.Module.compile`) is for training alone, `quick.py` for all else where it can be."""
+        if not torch.is_grad_enabled() and quick.usable(self.backbone):
+            return quick.forward(self.backbone, x, intervals, positions, cache)
         body = self.backbone.base_model
         out = (body if torch.is_grad_enabled() else body.forward)(
             inputs_embeds=x,

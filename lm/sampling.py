@@ -34,7 +34,8 @@ class Sampler:
     """Draws for B clips, each with a generator of its own: clip i depends on `seeds[i]` alone, not on its neighbours.
 
     The logits come for as many rows a clip as there are `weights`, branch by branch, and the rows of a clip get the
-    same answer. `weights`, `temperature` and `top_p` may be set anew for each level.
+    same answer. `weights`, `temperature` and `top_p` may be set anew for each level; `scores`: whether the likelihood
+    of what is drawn is added up (`take_score`).
     """
 
     def __init__(self, seeds: list[int], device: torch.device) -> None:
@@ -42,6 +43,7 @@ class Sampler:
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.weights: tuple[float, ...] = (1.0,)
         self.temperature, self.top_p = 1.0, 1.0
+        self.scores = False
         self._score: Tensor | float = 0.0
 
     @property
@@ -77,5 +79,6 @@ class Sampler:
             mixed = keep_nucleus(mixed / self.temperature, self.top_p)
             # The Gumbel trick: the largest of logit + noise is a draw from the softmax.
             ids = (mixed + self.gumbel(*mixed.shape[1:])).argmax(dim=-1)
-        self._score = self._score + mixed.log_softmax(dim=-1).gather(-1, ids[..., None])[..., 0]
+        if self.scores:
+            self._score = self._score + mixed.log_softmax(dim=-1).gather(-1, ids[..., None])[..., 0]
         return self.spread(ids)

@@ -193,3 +193,45 @@ def test_the_fused_loss_holds_no_logits():
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"expected hidden \(N, D\), weight \(V, D\), target \(N,\), got \(2, 3\)"):
         linear_cross_entropy(torch.zeros(2, 3), torch.zeros(5, 4), torch.zeros(2, dtype=torch.int64))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_the_quick_forward_is_transformers_own(kv_heads):
+    from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+
+    from lm import quick
+    from lm.attention import register
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+    config = LlamaConfig(vocab_size=50, num_key_value_heads=kv_heads, **shape)
+    config._attn_implementation = register()
+    backbone = LlamaForCausalLM(config).eval()
+    for parameter in backbone.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    assert quick.usable(backbone)
+    ours, theirs = DynamicCache(), DynamicCache()
+    start = 0
+    for count in (5, 1, 7):
+        x = torch.randn(2, count, 48)
+        places = torch.arange(start, start + count).expand(2, -1)
+        stop = torch.full_like(places, start + count)
+        intervals = torch.stack([torch.zeros_like(stop), stop, stop, stop], dim=-1)
+        expected = backbone.base_model(
+            inputs_embeds=x, intervals=intervals, position_ids=places, past_key_values=theirs, use_cache=True
+        ).last_hidden_state
+        torch.testing.assert_close(quick.forward(backbone, x, intervals, places, ours), expected, atol=1e-5, rtol=1e-4)
+        start += count
+
+
+def test_the_quick_forward_is_for_plain_llamas(pretrained):
+    from transformers import AutoModelForCausalLM
+
+    from lm import quick
+    from lm.backbone import add_adapters
+
+    plain = make_backbone(LMConfig(dim=32, num_layers=1, num_heads=2, mlp=32), 60)
+    assert quick.usable(plain)
+    assert not quick.usable(AutoModelForCausalLM.from_pretrained(pretrained))
+    assert not quick.usable(add_adapters(plain, 2))
