@@ -1,16 +1,17 @@
-"""`pyramid bench`: our kernels beside what one would call otherwise, and the tokenizer, timed in one run."""
+"""`pyramid bench`: our kernels, the tokenizer and the language model beside what one would call otherwise, in one
+run."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from tasks.console import DONE, Console, to_json
 from tasks.options import Device, Json, Overwrite, check_device
 
-app = typer.Typer(help="Time our kernels, and the tokenizer, beside their alternatives.", no_args_is_help=True)
+app = typer.Typer(help="Time kernels, tokenizer and language model beside their alternatives.", no_args_is_help=True)
 
 Files = Annotated[Path | None, typer.Option("--out", "-o", help="Write OUT.txt and OUT.json too.", show_default=False)]
 
@@ -85,11 +86,49 @@ def tokenizer(
             rows.append(row)
             lines.append(tokenizer_speed.line(row))
             console.emit(row, lines[-1])
-        if out is not None:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            for path, text in zip(_files(out), ("\n".join(lines), to_json(rows, indent=1)), strict=True):
-                path.write_text(text + "\n", encoding="utf8")
+        _write(out, lines, rows)
     return DONE
+
+
+@app.command()
+def generate(
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="A shipped model, a folder or a hub id.", show_default=False)
+    ] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="Of the weights: float32 or bfloat16.")] = "float32",
+    device: Device = "cpu",
+    out: Files = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> int:
+    """Time every way of writing clips beside transformers' own generate, on the same backbone and number of tokens."""
+    with Console("bench generate", as_json, writes=out is not None) as console:
+        import torch
+
+        from tasks import generation_speed
+        from tasks.models import DEFAULTS, load_lm
+
+        if dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"--dtype: expected float32 or bfloat16, got {dtype!r}")
+        _claim(out, overwrite)
+        lm = load_lm(model, check_device(device)).to(getattr(torch, dtype))
+        lines, rows = generation_speed.header(lm, Path(model or DEFAULTS["lm"]).name), []
+        for line in lines:
+            (console.note if as_json else (lambda text: console.emit({}, text)))(line)
+        for row in generation_speed.rows(lm):
+            rows.append(row)
+            lines.append(generation_speed.line(row))
+            console.emit(row, lines[-1])
+        _write(out, lines, rows)
+    return DONE
+
+
+def _write(out: Path | None, lines: list[str], rows: list[dict[str, Any]]) -> None:
+    if out is None:
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for path, text in zip(_files(out), ("\n".join(lines), to_json(rows, indent=1)), strict=True):
+        path.write_text(text + "\n", encoding="utf8")
 
 
 def _claim(out: Path | None, overwrite: bool) -> None:

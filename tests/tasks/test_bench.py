@@ -102,3 +102,19 @@ def test_the_tokenizer_is_timed(small_cases, capsys, tmp_path):
 def test_an_unknown_preset_names_the_known(capsys):
     assert cli.main(["bench", "tokenizer", "-c", "bse"]) == 2
     assert "one of base, handwriting, large, mini, robot, small" in capsys.readouterr().err
+
+
+def test_writing_is_timed_beside_transformers_own(capsys, tmp_path, monkeypatch):
+    import json
+
+    from tasks import cli, generation_speed
+
+    monkeypatch.setattr(generation_speed, "WAYS", generation_speed.WAYS[:2] + generation_speed.WAYS[-1:])
+    assert cli.main(["bench", "generate", "--model", "mini", "--out", str(tmp_path / "speed"), "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert json.loads((tmp_path / "speed.json").read_text()) == rows
+    by_name = {row["decoder"]: row for row in rows if row["batch"] == 1 and row["detail"] == 5}
+    assert by_name["raster"]["passes"] == by_name["raster"]["tokens"] == 98
+    assert by_name["next-level"]["passes"] == 10 and by_name["transformers' generate"]["ratio"] == 1
+    assert by_name["next-level"]["ms"] < by_name["raster"]["ms"] / 3
+    assert by_name["next-level"]["ratio"] > 2
