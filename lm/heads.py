@@ -32,7 +32,7 @@ class CodeEmbedding(nn.Module):
         self.linear = nn.Linear(quantizer.dim, dim)
 
     def forward(self, codes: Tensor) -> Tensor:
-        return self.linear(self.ids_to_codes(codes))
+        return self.linear(self.ids_to_codes(codes).to(self.linear.weight.dtype))
 
 
 class WordHead(nn.Module):

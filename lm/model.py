@@ -120,8 +120,8 @@ class PyramidLM(nn.Module):
         x = self.codes[block.level](codes)
         if hidden is not None:
             x = torch.where(hidden[..., None], self.hidden_token.to(x.dtype), x)
-        place = self.place(layout.position_features(block.chunk, block.grid).to(self.device))
-        return x + self.level.weight[block.level] + place + self.seen(seen)
+        place = self.place(layout.position_features(block.chunk, block.grid).to(x))
+        return x + self.level.weight[block.level] + place + self.seen(seen.to(self.seen.weight.dtype))
 
     def context(self, batch_size: int, height: int, width: int, shown: Sequence[Tensor] = ()) -> LatentContext:
         """What the blocks of clips of this size see of the pixels; `shown`: a hint's latents (`hint_latents`)."""

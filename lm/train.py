@@ -27,13 +27,15 @@ from lm.backbone import LMConfig, make_backbone
 from lm.conditions import HINTED, TASKS, Condition, draw_condition
 from lm.curriculum import Curriculum, Group, GroupBatches, MixConfig
 from lm.decoding import TextWarning
+from lm.gates import LMGateConfig, climb
 from lm.model import PyramidLM
 from lm.token_cache import TokenDataset, unpack
 from lm.vocabulary import train_text_tokenizer
 from pyramid.data.datamodule import ClipData, collate_clips
 from pyramid.data.sources import DataConfig, make_datasets
+from pyramid.gates import Gate
 from pyramid.quantize import BitQuantizer
-from pyramid.schedule import RunConfig
+from pyramid.schedule import RunConfig, training_device
 from pyramid.tokenizer import PyramidTokenizer
 from pyramid.tokens import TokenPyramid
 from pyramid.training import TrainingModule, check_resume, fit, mix_seed
@@ -82,6 +84,7 @@ class TrainLMConfig:
     mix: MixConfig = field(default_factory=MixConfig)
     loss: LMLossConfig = field(default_factory=LMLossConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    gates: LMGateConfig = field(default_factory=LMGateConfig)
     initialize: str | None = None
     compile: bool = False
     checkpointing: bool = False
@@ -330,6 +333,17 @@ def train_lm(
     out = Path(out)
     if resume:
         check_resume(config, out, "train lm")
+    module, data = prepare(config)
+    if fit(module, data, config, out, callbacks, resume, forecast):
+        local = Path(config.tokenizer).is_dir()
+        named = os.path.relpath(config.tokenizer, out) if local else config.tokenizer
+        module.lm.eval().save_pretrained(out, tokenizer=named)
+    return out
+
+
+def prepare(config: TrainLMConfig) -> tuple[LMTraining, ClipData]:
+    """The module and the clips of a run, from its seed. Raises ValueError for a config that does not fit the data,
+    FileNotFoundError for a missing tokenizer."""
     if not config.tokenizer:
         raise ValueError("train lm: tokenizer: expected the folder of a trained tokenizer, got none")
     lightning.seed_everything(config.run.seed, verbose=False)
@@ -346,11 +360,23 @@ def train_lm(
     _warn_of_cut(captions, lm)
     kind = TokenData if config.tokens is not None else ClipData
     data = kind(train, val, batch_size=run.batch_size, num_workers=run.num_workers, seed=run.seed)
-    if fit(LMTraining(config, lm, _teachable(train)), data, config, out, callbacks, resume, forecast):
-        local = Path(config.tokenizer).is_dir()
-        named = os.path.relpath(config.tokenizer, out) if local else config.tokenizer
-        lm.eval().save_pretrained(out, tokenizer=named)
-    return out
+    return LMTraining(config, lm, _teachable(train)), data
+
+
+def check_gates(config: TrainLMConfig, report: Callable[[Gate], None]) -> None:
+    """The ladder before a run (`gates.py`): one clip and sixteen of them by heart; a model each, from the run's seed.
+    `report` is called with each gate that is passed. Raises GateError at the first that is not."""
+    train: Any = prepare(config)[1].train
+    items = [train[index] for index in range(min(16, len(train)))]
+    device = training_device(config.run.device)
+
+    def make_module() -> LMTraining:
+        return prepare(config)[0].to(device)
+
+    tokenizer = make_module().lm.tokenizer
+    batch = collate_clips(items)
+    tokens = unpack(batch, tokenizer)[0] if "ids" in batch else tokenizer.encode(batch["video"])
+    climb(config.gates, tokens, list(batch["caption"]), make_module, report)
 
 
 def _captions(dataset: Dataset) -> list[str]:

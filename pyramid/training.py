@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +20,21 @@ from pyramid.config import flatten, load, to_yaml
 from pyramid.data.datamodule import ClipData
 from pyramid.distributed import from_first, rank
 from pyramid.files import replacing
-from pyramid.gates import GateConfig
 from pyramid.optim import MuonAdamW
 from pyramid.schedule import RunConfig, Schedule, training_device, training_precision
 from pyramid.training_forecast import Forecast, measure
 
 CONFIG = "train_config.yaml"
 # What may change when a run is resumed; the learning rate, say, is part of the optimizer's saved state.
-_FREE = (
-    {"data.path", "data.metadata", "initialize"}
-    | {f"gates.{field.name}" for field in fields(GateConfig)}
-    | {
-        f"run.{name}"
-        for name in ("max_steps", "max_minutes", "precision", "device", "num_workers")
-        + ("log_every", "val_every", "val_batches", "checkpoint_every")
-    }
-)
+_FREE = {"data.path", "data.metadata", "initialize"} | {
+    f"run.{name}"
+    for name in ("max_steps", "max_minutes", "precision", "device", "num_workers")
+    + ("log_every", "val_every", "val_batches", "checkpoint_every")
+}
+
+
+def _free(key: str) -> bool:
+    return key in _FREE or key.startswith("gates.")
 
 
 class TrainingModule(LightningModule):
@@ -233,7 +231,7 @@ def check_resume(config: Any, out: Path, who: str) -> None:
         if not file.is_file():
             raise FileNotFoundError(f"{who}: to resume, expected a checkpoint, found no file {file}")
     begun, wanted = flatten(load(type(config), out / CONFIG)), flatten(config)
-    changed = sorted(key for key in begun | wanted if key not in _FREE and wanted.get(key) != begun.get(key))
+    changed = sorted(key for key in begun | wanted if not _free(key) and wanted.get(key) != begun.get(key))
     if changed:
         raise ValueError(f"{who}: to resume {out}, expected the config it began with, got another {', '.join(changed)}")
 

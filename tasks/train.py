@@ -59,7 +59,7 @@ def tokenizer(
     as_json: Json = False,
 ) -> int:
     """Train a tokenizer; writes a model folder."""
-    from pyramid.train import TrainTokenizerConfig, train_tokenizer
+    from pyramid.train import TrainTokenizerConfig, check_gates, prepare, train_tokenizer
 
     with Console("train tokenizer", as_json, writes=True) as console:
         console.quiet = _rank() > 0
@@ -70,9 +70,9 @@ def tokenizer(
             _claim(cfg, out, overwrite)
         quiet_lightning()
         if gates or check:
-            _gates(console, cfg)
+            _gates(console, cfg, check_gates)
         if check or forecast:
-            _forecast(console, _measure(cfg))
+            _forecast(console, _measure(cfg, prepare))
             return DONE
         return _run(console, cfg, train_tokenizer, out, resume)
 
@@ -85,12 +85,15 @@ def lm(
     out: Out = Path("runs/lm"),
     overwrite: Overwrite = False,
     resume: Resume = False,
+    gates: Gates = False,
+    check: Check = False,
+    forecast: ForecastOnly = False,
     seed: Seed = None,
     device: Device = None,
     as_json: Json = False,
 ) -> int:
     """Train a language model over a tokenizer's pyramids; writes a model folder."""
-    from lm.train import TrainLMConfig, train_lm
+    from lm.train import TrainLMConfig, check_gates, prepare, train_lm
     from tasks.models import part_of, shipped_names
 
     with Console("train lm", as_json, writes=True) as console:
@@ -103,9 +106,14 @@ def lm(
             cfg = dataclasses.replace(cfg, tokenizer=str(part_of(cfg.tokenizer, "tokenizer")))
         if print_config:
             return _print(console, cfg)
-        if not resume:
+        if not (resume or check or forecast):
             _claim(cfg, out, overwrite)
         quiet_lightning()
+        if gates or check:
+            _gates(console, cfg, check_gates)
+        if check or forecast:
+            _forecast(console, _measure(cfg, prepare))
+            return DONE
         return _run(console, cfg, train_lm, out, resume)
 
 
@@ -165,9 +173,8 @@ def _claim(cfg: Any, out: Path, overwrite: bool) -> None:
     claim_folder(out, overwrite, inputs=[Path(name) for name in read if name])
 
 
-def _gates(console: Console, cfg: Any) -> None:
+def _gates(console: Console, cfg: Any, check_gates: Callable[..., None]) -> None:
     """Raises GateError, which ends the verb with one line, at the first gate that is not passed."""
-    from pyramid.train import check_gates
 
     def report(gate: Any) -> None:
         console.emit({"gate": gate.name, "passed": True, "found": gate.found})
@@ -176,12 +183,12 @@ def _gates(console: Console, cfg: Any) -> None:
     check_gates(cfg, report)
 
 
-def _measure(cfg: Any) -> Any:
-    from pyramid.train import prepare
+def _measure(cfg: Any, prepare: Callable[..., Any]) -> Any:
     from pyramid.training import make_trainer
     from pyramid.training_forecast import measure
 
-    return measure(*prepare(cfg), make_trainer)
+    module, data = prepare(cfg)
+    return measure(module, data, make_trainer)
 
 
 def _forecast(console: Console, forecast: Any) -> None:

@@ -192,8 +192,8 @@ class PyramidQuantizer(nn.Module):
         """What each level would have to say after mistakes on the levels before it (Infinity, 2412.04431, section 3.3):
         ids of all levels of one chunk, (B, t, h, w) -> ids with mistakes, and the right ids that follow on them.
 
-        disturb: index of a level and its right ids -> ids, of the same shape; where it changes nothing on any level of a
-        clip, the clip's ids come back as they are. Levels that are given their input (words) repair nothing.
+        disturb: index of a level and its right ids -> ids, of the same shape; where it changes nothing on any level of
+        a clip, the clip's ids come back as they are. Levels that are given their input (words) repair nothing.
         """
         latent = self.decode(ids, grid)
         state, wrong, right = self._start(latent), [], []

@@ -311,3 +311,14 @@ def test_forced_blocks_follow_on_the_truth(lm, tokens):
     drawn = lm.generate(CAPTIONS, forced=tokens, num_frames=17, **settings)
     assert torch.equal(drawn.ids[0][0], free.ids[0][0])  # before the first block nothing is forced
     assert not torch.equal(drawn.flatten(), lm.generate(CAPTIONS, num_frames=17, **settings).flatten())
+
+
+@torch.no_grad()
+def test_weights_in_bfloat16(lm, tokens):
+    """Half the memory; the tokenizer stays in float32, and what the model finds likely stays about the same."""
+    half = copy.deepcopy(lm).to(torch.bfloat16)
+    assert half.hidden_token.dtype == torch.bfloat16 and half.tokenizer.dtype == torch.float32
+    assert half.generate(CAPTIONS, seed=1).num_levels == 4 and len(half.caption(tokens)) == 3
+    wanted, found = (m.generation_loss(tokens, sentences(lm), 4, hide_all=True) for m in (lm, half))
+    for level, loss in wanted.items():
+        assert abs(loss - found[level]) < 0.03 * loss

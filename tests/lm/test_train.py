@@ -9,11 +9,13 @@ from lightning.pytorch.callbacks import Callback
 
 from lm.backbone import LMConfig
 from lm.decoding import TextWarning
+from lm.gates import LMGateConfig
 from lm.model import PyramidLM
-from lm.train import LMTraining, TrainLMConfig, _captions, _warn_of_cut, make_lm, train_lm
+from lm.train import LMTraining, TrainLMConfig, _captions, _warn_of_cut, check_gates, make_lm, train_lm
 from pyramid.config import load
 from pyramid.data.recode import RecodedClips
 from pyramid.data.shapes import ShapesDataset, preset
+from pyramid.gates import GateError
 from pyramid.optim import MuonAdamW
 from pyramid.quantize import LevelConfig
 from pyramid.tokenizer import PyramidTokenizer, TokenizerConfig
@@ -163,3 +165,15 @@ def test_a_missing_tokenizer_is_named(config, tmp_path):
         train_lm(broken, tmp_path / "lm")
     with pytest.raises(FileNotFoundError, match="expected a checkpoint, found no file"):
         train_lm(config, tmp_path / "lm", resume=True)
+
+
+def test_the_gates_are_climbed_or_named(config):
+    passed = []
+    small = dataclasses.replace(config, run=dataclasses.replace(config.run, learning_rate=8e-3))
+    gates = LMGateConfig(one_accuracy=0.9, one_steps=200, sixteen_accuracy=0.01, sixteen_steps=25)
+    check_gates(dataclasses.replace(small, gates=gates), passed.append)
+    assert [gate.name for gate in passed] == ["one clip by heart", "sixteen clips by heart"]
+    assert "of the tokens and" in passed[0].found
+    hopeless = LMGateConfig(one_accuracy=0.99, one_steps=2)
+    with pytest.raises(GateError, match=r"one clip by heart: expected at least 99% of the tokens after 2 steps, got"):
+        check_gates(dataclasses.replace(small, gates=hopeless), passed.append)
