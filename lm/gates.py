@@ -89,8 +89,8 @@ def check_overfit(
                 return Gate(name, found)
     raise GateError(
         f"gate not passed: {name}: expected at least {wanted:.0%} of the tokens after {steps} steps, got "
-        f"{accuracy:.1%}; what cannot be learned by heart cannot be learned: look at run.learning_rate and model before "
-        "adding data or time"
+        f"{accuracy:.1%}; what cannot be learned by heart cannot be learned: look at run.learning_rate and model "
+        "before adding data or time"
     )
 
 
