@@ -24,7 +24,8 @@ class MixConfig:
     clips have nothing for have none. `images_first`: share of "generate" steps on first frames alone, as "image", in
     the first quarter of the run, `images_later` after it (VideoPoet: 90 and 10 %). `fine_until`: part of the run at
     which the last of the levels that are not remembered joins in; `fine_tokens`: of these levels' blocks as many are
-    trained in a step, drawn at random, as have so many tokens together, one at least.
+    trained in a step, drawn at random, as have so many tokens together, one at least; of each further level half as
+    many.
 
     `all_levels`: share of steps that write all levels, of the others the last one is random. `caption_default`: share
     of captions read at `caption_detail`, the others at a random detail."""
@@ -124,8 +125,10 @@ class Curriculum:
         ]
         picked = [block for block in blocks if block.remembered]
         fine = [block for block in blocks if not block.remembered]
-        room = self.mix.fine_tokens
-        for turn, index in enumerate(torch.randperm(len(fine), generator=generator).tolist()):
+        # Coarse ones among them matter more: each further level has its turn half as often.
+        room, odds = self.mix.fine_tokens, torch.tensor([0.5 ** (block.level - self.memory) for block in fine])
+        order = torch.multinomial(odds, len(fine), generator=generator).tolist() if fine else []
+        for turn, index in enumerate(order):
             if turn == 0 or fine[index].count <= room:
                 picked.append(fine[index])
                 room -= fine[index].count
