@@ -98,15 +98,15 @@ def fill_between(video: Tensor, known: Tensor) -> Tensor:
 
 
 def edges(video: Tensor) -> Tensor:
-    """How sharply brightness changes at each pixel (Sobel), grey levels in [-1, 1], three equal channels: structure
-    without colour. (B, 3, T, H, W) -> the same shape."""
-    b, _, t, h, w = video.shape
-    luma = (video * video.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1, 1)).sum(dim=1)
-    flat = nn.functional.pad(luma.reshape(b * t, 1, h, w), (1, 1, 1, 1), mode="replicate")
+    """How sharply the colour changes at each pixel (Sobel, over the three channels), grey levels in [-1, 1], three
+    equal channels: structure without colour, edges between colours of one brightness too. (B, 3, T, H, W) -> the same
+    shape."""
+    b, c, t, h, w = video.shape
+    flat = nn.functional.pad(video.transpose(1, 2).reshape(b * t * c, 1, h, w), (1, 1, 1, 1), mode="replicate")
     sobel = video.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8
     slopes = nn.functional.conv2d(flat, torch.stack([sobel, sobel.T])[:, None])
-    strength = slopes.square().sum(dim=1).sqrt().mul(4).tanh() * 2 - 1
-    return strength.view(b, 1, t, h, w).expand(-1, 3, -1, -1, -1).contiguous()
+    strength = slopes.square().view(b, t, 2 * c, h, w).sum(dim=2).div(3).sqrt().mul(4).tanh() * 2 - 1
+    return strength[:, None].expand(-1, 3, -1, -1, -1).contiguous()
 
 
 def soften(video: Tensor, factor: int) -> Tensor:
@@ -195,8 +195,12 @@ TASKS = {
     "upscale": Task("a clip from one of lower resolution", replace=soften),
     "stylize": Task("a clip with the edges of another", replace=lambda video, factor: edges(video)),
 }
-HINTED = tuple(name for name, task in TASKS.items() if task.hints)
 UPSCALE = 4  # the most that training softens by
+
+
+def hinted() -> tuple[str, ...]:
+    """Names of the tasks whose models are shown a clip beside exact tokens, in the order of `TASKS`."""
+    return tuple(name for name, task in TASKS.items() if task.hints)
 
 
 def make_condition(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.utils.data import Sampler
 
-from lm.conditions import HINTED, TASKS
+from lm.conditions import TASKS, hinted
 from lm.layout import Block, blocks_of
 from pyramid.levels import Pyramid
 
@@ -110,7 +110,7 @@ class Curriculum:
         given, first, coarse = 0, 0, 0
         if task in ("animate", "continue", "interpolate"):
             first = 1
-        if task == "continue" or (task in HINTED and num_chunks > 1 and draw[4] < self.mix.continued):
+        if task == "continue" or (task in hinted() and num_chunks > 1 and draw[4] < self.mix.continued):
             first = given = 1 + int(draw[3] * (num_chunks - 1))
         if task == "refine":
             coarse = given = 1 + int(draw[3] * (num_levels - 1))
@@ -156,14 +156,14 @@ class GroupBatches(Sampler[list[tuple[int, Group]]]):
     """Batches of (index, group), one group a batch, without end: as many clips as make `batch_size` of the longest
     kind. They depend on (seed, step, rank) and the run's progress alone; a new pass starts at the module's step.
 
-    `hints`: for each clip the hinted task that it has, as an index of `HINTED`; None where there are none."""
+    `hints`: for each clip the hinted task that it has, as an index of `hinted()`; None where there are none."""
 
     def __init__(self, module, size: int, hints: Sequence[int] | None, batch_size: int, rank: int = 0) -> None:
         self.module, self.size, self.batch_size, self.rank = module, size, batch_size, rank
         self.by_task: dict[str, torch.Tensor] = {}
         if hints is not None:
             tasks = torch.as_tensor(hints)
-            self.by_task = {name: (tasks == index).nonzero().flatten() for index, name in enumerate(HINTED)}
+            self.by_task = {name: (tasks == index).nonzero().flatten() for index, name in enumerate(hinted())}
 
     def __iter__(self) -> Iterator[list[tuple[int, Group]]]:
         step = self.module.step

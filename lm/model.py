@@ -23,7 +23,7 @@ from transformers import AutoTokenizer, DynamicCache
 
 from lm import layout, quick
 from lm.backbone import LMConfig, load_adapters, load_backbone, merge_adapters, save_adapters
-from lm.conditions import HINTED, Condition
+from lm.conditions import Condition, hinted
 from lm.context import LatentContext, context_dim, hint_latents
 from lm.decoding import Decoding, write
 from lm.heads import CodeEmbedding, make_head
@@ -61,7 +61,7 @@ class PyramidLM(nn.Module):
         self.codes = nn.ModuleList(CodeEmbedding(quantizer, dim) for quantizer in quantizers)
         self.level = nn.Embedding(len(quantizers), dim)
         self.place = nn.Linear(layout.NUM_FEATURES, dim)
-        self.hints = any(task in HINTED for task in self.config.tasks)
+        self.hints = any(task in hinted() for task in self.config.tasks)
         self.seen = nn.Linear(context_dim(tokenizer.config.latent_dim, config.history, self.hints), dim)
         self.heads = nn.ModuleList(make_head(quantizer, dim) for quantizer in quantizers)
         for module in (self.special, self.level, *list(self.codes)):

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lm.conditions import HINTED, TASKS, Condition, draw_condition
+from lm.conditions import TASKS, Condition, draw_condition, hinted
 from pyramid.files import replacing
 from pyramid.tokenizer import PyramidTokenizer
 from pyramid.tokens import TokenPyramid
@@ -48,7 +48,7 @@ def write_tokens(
     count: int | None = None,
     batch_size: int = 16,
     seed: int = 0,
-    hints: Sequence[str] = HINTED,
+    hints: Sequence[str] = hinted(),
     progress: Callable[[int], None] = lambda done: None,
 ) -> Path:
     """Tokenize the first `count` clips (all by default) of a map-style data set, items as `ClipData` has them, into
@@ -118,7 +118,7 @@ def _write_shard(
             columns.setdefault("hint", []).append(shown.hint.flatten().to(dtype).cpu())
             share = torch.cat([part.flatten(1) for part in shown.share], dim=1)
             columns.setdefault("share", []).append((share * 255).round().to(torch.uint8).cpu())
-            columns.setdefault("task", []).append(torch.full((len(items),), HINTED.index(task), dtype=torch.uint8))
+            columns.setdefault("task", []).append(torch.full((len(items),), hinted().index(task), dtype=torch.uint8))
         lines += [json.dumps({key: item[key] for key in _SAID if item.get(key)}) for item in items]
     with replacing(name.with_suffix(".jsonl")) as part:
         part.write_text("\n".join(lines) + "\n", encoding="utf8")
@@ -154,7 +154,7 @@ class InTurns(Dataset):
 class TokenDataset(Dataset):
     """The clips of a folder that `write_tokens` filled. Items are dicts: `ids` (S,), `caption`, `paraphrase` (the
     caption where there is no other) and `label` (may be empty); with hints `hint` (S,), `share` (cells,) and `task`, an
-    index of `HINTED`. Raises FileNotFoundError, or ValueError for another format or tokens of another tokenizer."""
+    index of `hinted()`. Raises FileNotFoundError, or ValueError for another format or tokens of another tokenizer."""
 
     def __init__(self, folder: str | Path, tokenizer: PyramidTokenizer | None = None) -> None:
         folder = Path(folder)
@@ -214,7 +214,7 @@ def unpack(batch: dict, tokenizer: PyramidTokenizer) -> tuple[TokenPyramid, Cond
     grids = [tokenizer.latent_grid(c.height, c.width, first=index == 0) for index in range(len(pyramids))]
     cells = batch["share"].float().div(255).split([t * h * w for t, h, w in grids], dim=1)
     share = tuple(part.unflatten(1, grid) for part, grid in zip(cells, grids, strict=True))
-    task, exact = HINTED[int(batch["task"][0])], 0
+    task, exact = hinted()[int(batch["task"][0])], 0
     while TASKS[task].replace is None and exact < len(share) and bool((share[exact] == 1).all()):
         exact += 1
     known = 1 + (exact - 1) * c.chunk_frames

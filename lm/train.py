@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import AutoTokenizer
 
 from lm.backbone import LMConfig, make_backbone
-from lm.conditions import HINTED, TASKS, Condition, draw_condition
+from lm.conditions import TASKS, Condition, draw_condition, hinted
 from lm.curriculum import Curriculum, Group, GroupBatches, MixConfig
 from lm.decoding import TextWarning
 from lm.gates import LMGateConfig, climb
@@ -90,7 +90,8 @@ class TrainLMConfig:
     checkpointing: bool = False
 
 
-_WITHOUT_CLASSES = tuple(name for name in (*TASKS, "caption") if name != "class")
+def _all_but_classes() -> tuple[str, ...]:
+    return tuple(name for name in (*TASKS, "caption") if name != "class")
 
 
 class LMTraining(TrainingModule):
@@ -98,12 +99,13 @@ class LMTraining(TrainingModule):
     write from) and `seen` (the clip as read from a file, to be captioned as well as the clip itself) - or those of
     `TokenData`. `teaches`: the tasks that the clips have what it takes for; by default all but "class"."""
 
-    def __init__(self, config: TrainLMConfig, lm: PyramidLM, teaches: Sequence[str] = _WITHOUT_CLASSES) -> None:
+    def __init__(self, config: TrainLMConfig, lm: PyramidLM, teaches: Sequence[str] | None = None) -> None:
         super().__init__(config.run)
         self.config, self.lm = config, lm.train()  # transformers loads a pretrained backbone in eval mode
         if config.checkpointing:
             lm.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         pyramids = tuple(lm.tokenizer.pyramids(lm.tokenizer.config.num_frames))
+        teaches = _all_but_classes() if teaches is None else teaches
         known = tuple(task for task in lm.config.tasks if task in teaches and _possible(task, lm, len(pyramids)))
         text = lm.config.max_text // 2
         self.curriculum = Curriculum(config.mix, pyramids, known, lm.memory, lm.config.caption_detail, text)
@@ -129,7 +131,7 @@ class LMTraining(TrainingModule):
         else:
             group, condition = self.group(self.step), None
             tokens = self._tokens(batch["video"])
-            if group.task in HINTED:
+            if group.task in hinted():
                 with self.exact():
                     condition = draw_condition(self.lm.tokenizer, group.task, batch["video"], self.generator(_MASKS))
         if group.task == "caption":
@@ -270,7 +272,7 @@ def _given(tokens: TokenPyramid, condition: Condition | None, group: Group, toke
     """The condition of a step on these clips."""
     chunks = 1 if group.task == "animate" else 0 if group.task == "refine" else group.given
     exact = tokens.first(_num_frames(tokens, chunks, tokenizer), chunks) if chunks else None
-    if group.task in HINTED:
+    if group.task in hinted():
         assert condition is not None and condition.task == group.task  # batches are of one task
         return condition if exact is None else dataclasses.replace(condition, tokens=exact)
     return Condition(group.task, exact, draft=tokens.truncate(group.given) if group.task == "refine" else None)
@@ -393,10 +395,10 @@ def _captions(dataset: Dataset) -> list[str]:
 def _teachable(dataset: Dataset) -> tuple[str, ...]:
     """The tasks that these clips have what it takes for."""
     if not isinstance(dataset, TokenDataset):  # clips of these have no class names
-        return _WITHOUT_CLASSES
+        return _all_but_classes()
     hints = dataset.columns.get("task")
-    there = {HINTED[index] for index in hints.unique().tolist()} if hints is not None else set()
-    missing = set(HINTED) - there
+    there = {hinted()[index] for index in hints.unique().tolist()} if hints is not None else set()
+    missing = set(hinted()) - there
     missing |= {"class"} if not any(said.get("label") for said in dataset.said) else set()
     missing |= {"caption"} if not any(said.get("caption") for said in dataset.said) else set()
     return tuple(name for name in (*TASKS, "caption") if name not in missing)

@@ -5,21 +5,24 @@ import torch
 
 from lm.backbone import LMConfig, make_backbone
 from lm.conditions import (
-    HINTED,
     TASKS,
     Condition,
+    Task,
     cell_share,
     draw_condition,
     edges,
     fill_between,
     fill_constant,
     fill_nearest,
+    hinted,
     make_condition,
     soften,
 )
 from lm.context import hint_latents
 from lm.model import PyramidLM
+from lm.train import LMTraining, TrainLMConfig
 from lm.vocabulary import train_text_tokenizer
+from pyramid.config import load
 from pyramid.quantize import LevelConfig
 from pyramid.tokenizer import PyramidTokenizer, TokenizerConfig
 
@@ -90,7 +93,7 @@ def test_a_task_is_made_from_pixels_and_generated(lm, task):
     assert not torch.equal(tokens.ids[2][2], whole.ids[2][2])
 
 
-@pytest.mark.parametrize("task", HINTED)
+@pytest.mark.parametrize("task", hinted())
 def test_a_hint_has_a_say(lm, task):
     """The same seed with the hint of another clip writes another clip."""
     video = clips(4)
@@ -184,7 +187,7 @@ def test_a_cell_without_known_pixels_gives_no_hint(lm):
     assert (latents[1][:, -1, ..., 1] == 1).all()
 
 
-@pytest.mark.parametrize("task", HINTED)
+@pytest.mark.parametrize("task", hinted())
 def test_masks_to_train_on_leave_something_to_do(task):
     rule = TASKS[task]
     if rule.draw is None:
@@ -225,3 +228,25 @@ def test_a_model_that_was_not_made_for_a_task_says_so(lm):
     with pytest.raises(ValueError, match="this model knows generate, caption; got 'refine'"):
         small.generate([""], condition=Condition("refine", draft=lm.tokenizer.encode(clips(1), 1)))
     assert small.generate(["x"]).num_levels == 3
+
+
+def test_a_task_of_ones_own(lm, monkeypatch):
+    """The worked example of docs/generation.md: colour for a clip in grey."""
+
+    def grey(video, factor):
+        return video.mean(dim=1, keepdim=True).expand_as(video)
+
+    monkeypatch.setitem(TASKS, "colour", Task("a clip in colour from one in grey", replace=grey))
+    config = LMConfig(dim=32, num_layers=1, num_heads=2, mlp=48, text_size=300, tasks=(*TASKS, "caption"))
+    own = PyramidLM(config, lm.tokenizer, lm.text, make_backbone(config, len(lm.text)))
+    assert own.vocabulary.task("colour") not in [own.vocabulary.task(name) for name in TASKS if name != "colour"]
+    training = LMTraining(load(TrainLMConfig, {"mix": {"tasks": {"colour": 1.0}}}), own)
+    training.log = training.log_dict = lambda *args, **kwargs: None
+    steps = [step for step in range(200) if training.group(step).task == "colour"]
+    assert steps
+    training.step = steps[0]
+    assert training.objective({"video": clips(), "caption": ["a red star", ""]}).isfinite()
+    condition = make_condition(lm.tokenizer, "colour", clips())
+    grey_tokens = lm.tokenizer.encode(grey(clips(), 1))
+    assert torch.equal(condition.hint.flatten(), grey_tokens.flatten())
+    assert own.eval().generate(["a red star", ""], condition=condition).num_levels == 3

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from lm.conditions import HINTED, TASKS
+from lm.conditions import TASKS, hinted
 from lm.curriculum import Curriculum, Group, GroupBatches, MixConfig
 from lm.token_cache import InTurns, TokenDataset, unpack, write_tokens
 from lm.train import TrainLMConfig, train_lm
@@ -40,12 +40,12 @@ def test_tokens_are_those_of_the_clips(tokenizer, folder):
     assert torch.equal(torch.stack([tokens[index]["ids"] for index in range(20)]).long(), expected)
     assert [tokens[index]["caption"] for index in range(20)] == [item["caption"] for item in items]
     assert tokens[3]["paraphrase"] == items[3]["paraphrase"]
-    assert {HINTED[tokens[index]["task"]] for index in range(20)} == set(HINTED)
+    assert {hinted()[tokens[index]["task"]] for index in range(20)} == set(hinted())
 
 
 def test_a_batch_of_one_task_has_its_condition(tokenizer, folder):
     tokens = TokenDataset(folder / "train", tokenizer)
-    for number, task in enumerate(HINTED):
+    for number, task in enumerate(hinted()):
         rows = [index for index in range(20) if tokens[index]["task"] == number]
         clips, condition = unpack(collate_clips([tokens[index] for index in rows]), tokenizer)
         assert condition.task == task and clips.batch_size == condition.hint.batch_size == len(rows)
@@ -181,7 +181,7 @@ def test_batches_are_of_one_group_and_about_as_long():
         def seed(self, step, rank):
             return step * 2 + rank
 
-    hints = [index % len(HINTED) for index in range(50)]
+    hints = [index % len(hinted()) for index in range(50)]
     batches = iter(GroupBatches(Module(), 50, hints, 4))
     again = iter(GroupBatches(Module(), 50, hints, 4))
     longest = 4 * Module.curriculum.longest()
@@ -191,8 +191,8 @@ def test_batches_are_of_one_group_and_about_as_long():
         group = batch[0][1]
         assert isinstance(group, Group) and {item[1] for item in batch} == {group}
         assert longest - group.tokens < len(batch) * group.tokens <= max(longest, group.tokens)
-        if group.task in HINTED:
-            assert {hints[index] for index, _ in batch} == {HINTED.index(group.task)}
+        if group.task in hinted():
+            assert {hints[index] for index, _ in batch} == {hinted().index(group.task)}
     other = [next(iter(GroupBatches(Module(), 50, hints, 4, rank=rank))) for rank in (0, 1)]
     assert other[0][0][1] == other[1][0][1] and other[0] != other[1]
 
