@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -51,7 +51,11 @@ def edit(
     ] = None,
     outpaint: Annotated[
         str | None,
-        typer.Option(metavar="W:H", help="Write what is around, up to this shape, such as 9:16.", show_default=False),
+        typer.Option(
+            metavar="W:H",
+            help="Write what is around, up to this shape, such as 9:16; 9:16,16:9 to portrait and back.",
+            show_default=False,
+        ),
     ] = None,
     extend: Annotated[
         float | None,
@@ -111,7 +115,7 @@ def edit(
         sources = list(between) if between else [clip] if clip else []
         _check(chain, clip, extend, frames)
         hole = _box(inpaint) if inpaint else None
-        shape = _shape(outpaint) if outpaint else None
+        shapes = [_shape(part) for part in outpaint.split(",")] if outpaint else []
         decoding = decoding_options(decoder, passes, order, temperature, top_p, guidance)
         lm = load_lm(model, check_device(device))
         for name in chain:
@@ -120,7 +124,7 @@ def edit(
         if refine is not None and refine >= detail:
             raise ValueError(f"--refine: expected fewer than the {detail} levels to write, got {refine}")
         claim([out], overwrite, inputs=sources)
-        plan = _Plan.of(sources[0], min(lm.tokenizer.config.size), shape, bring_up=upscale)
+        plan = _Plan.of(sources[0], min(lm.tokenizer.config.size), shapes, bring_up=upscale)
         watch = Preview(lm, preview, plan.canvas) if preview is not None else None
         writer = Writer(lm, prompt, negative, detail, seed, decoding, watch)
         fps = lm.tokenizer.config.fps if plan.fps is None else plan.fps
@@ -185,21 +189,25 @@ def _shape(text: str) -> float:
 @dataclass(frozen=True)
 class _Plan:
     """Sizes as (height, width). `native`: of the file; `work`: as the model sees it, its shorter side the model's;
-    `canvas` and `shown`: the same after outpainting, where the clip stands at `corner` and `place`, (top, left). `fps`
-    is None for an image."""
+    `canvases`: what that is widened to, step by step, each around the middle of the last; `shown`: of the result, where
+    the file's frames stand at `place`, (top, left). `fps` is None for an image."""
 
     native: tuple[int, int]
     work: tuple[int, int]
-    canvas: tuple[int, int]
+    canvases: tuple[tuple[int, int], ...]
     shown: tuple[int, int]
-    corner: tuple[int, int]
     place: tuple[int, int]
     fps: float | None
 
+    @property
+    def canvas(self) -> tuple[int, int]:
+        """What the model works on in the end."""
+        return self.canvases[-1] if self.canvases else self.work
+
     @staticmethod
-    def of(path: Path, side: int, shape: float | None, *, bring_up: bool) -> _Plan:
-        """For a clip or an image. `side`: the model's shorter side; `shape`: width over height, where it is widened;
-        `bring_up`: the result has the model's resolution."""
+    def of(path: Path, side: int, shapes: Sequence[float], *, bring_up: bool) -> _Plan:
+        """For a clip or an image. `side`: the model's shorter side; `shapes`: width over height of what it is widened
+        to; `bring_up`: the result has the model's resolution."""
         from pyramid.data.frames import probe
         from tasks.clips import shown_size
 
@@ -214,14 +222,14 @@ class _Plan:
                     f"model's resolution, got {native[1]}x{native[0]}"
                 )
             native, scale = work, 1.0
-        shown = native if shape is None else _widened(native, shape)
-        canvas = work if shape is None else (round(shown[0] * scale), round(shown[1] * scale))
-        corner, place = (
-            ((outer[0] - inner[0]) // 2, (outer[1] - inner[1]) // 2)
-            for outer, inner in ((canvas, work), (shown, native))
-        )
+        shown, place, canvases = native, (0, 0), []
+        for shape in shapes:
+            wider = _widened(shown, shape)
+            place = (place[0] + (wider[0] - shown[0]) // 2, place[1] + (wider[1] - shown[1]) // 2)
+            shown = wider
+            canvases.append((round(shown[0] * scale), round(shown[1] * scale)))
         still = info.frames == 1 or not info.fps or not math.isfinite(info.fps)
-        return _Plan(native, work, canvas, shown, corner, place, None if still else info.fps)
+        return _Plan(native, work, tuple(canvases), shown, place, None if still else info.fps)
 
 
 def _widened(size: tuple[int, int], shape: float) -> tuple[int, int]:
@@ -261,10 +269,12 @@ def _chain(
     if hole is not None:
         pieces = editing.forget(pieces, _scaled(hole, plan.native, plan.work))
         pieces = editing.paint(writer, pieces, "inpaint")
-    if plan.canvas != plan.work:
-        (top, left), (height, width) = plan.corner, plan.work
-        pieces = editing.widen(pieces, plan.canvas, left, top)
-        pieces = editing.outpaint(writer, pieces, plan.canvas, Box(left, top, width, height))
+    height, width = plan.work
+    for canvas in plan.canvases:
+        top, left = (canvas[0] - height) // 2, (canvas[1] - width) // 2
+        pieces = editing.widen(pieces, canvas, left, top)
+        pieces = editing.outpaint(writer, pieces, canvas, Box(left, top, width, height))
+        height, width = canvas
     if more:
         pieces = editing.extend(writer, pieces, more)
     kept = not (upscale or stylize or refine)

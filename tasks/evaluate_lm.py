@@ -266,7 +266,7 @@ class _Bench:
             "sections": list(chosen),
             "judge": self.judge_name,
             "judge_hash": weights_hash(judged_by),
-            "decoding": dataclasses.asdict(self.lm.decoding("generate")) | self.decoding,
+            **dataclasses.asdict(self.lm.decoding("generate")) | self.decoding,
             "seed": self.seed,
             "rounding": "8 bits before anything is judged",
             "device": str(self.lm.device),

@@ -48,7 +48,7 @@ def tokens(
     --resume.
     """
     with Console("data tokens", as_json, writes=True) as console:
-        from lm.conditions import HINTED
+        from lm.conditions import hinted
         from lm.token_cache import InTurns, write_tokens
         from pyramid.data.sources import make_datasets
         from tasks.models import load_tokenizer
@@ -75,7 +75,7 @@ def tokens(
                 left = took / done * (count - done)
                 console.note(f"{part}: {done} of {count} clips in {took:.0f} s, {left:.0f} s left")
 
-            chosen = HINTED if hints else ()
+            chosen = hinted() if hints else ()
             write_tokens(model, clips_of, out / part, count=count, seed=seed, hints=chosen, progress=told)
             record = {"out": str(out / part), "clips": count, "seconds": round(time.monotonic() - begin, 1)}
             console.emit(record, f"{out / part}: {count} clips")

@@ -418,6 +418,14 @@ def test_edits_leave_known_pixels_alone(capsys, model, square, tmp_path, options
     ]
 
 
+def test_to_portrait_and_back(capsys, model, square, tmp_path):
+    out = tmp_path / "out.mkv"
+    assert run(capsys, "edit", square, "--outpaint", "9:16,16:9", "--model", model, "--out", out)[0] == 0
+    result = read_clip(out)
+    assert result.shape == (3, 11, 56, 100)
+    assert torch.equal(result[:, :, 12:44, 34:66], read_clip(square))
+
+
 def test_a_clip_is_restyled_refined_and_upscaled(capsys, model, square, clip, tmp_path):
     for options in (["--stylize", "--prompt", "a red star"], ["--refine", "2"], ["--stylize", "--refine", "3"]):
         out = tmp_path / "out.mkv"
