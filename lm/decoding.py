@@ -227,11 +227,12 @@ class _Pen:
         intervals = torch.cat([self.intervals, own], dim=1)
         return torch.cat([self.x, x], dim=1), intervals, torch.cat([self.places, places])
 
-    def look(self, block: Block, codes: Tensor, seen: Tensor, hidden: Tensor) -> Tensor:
-        """One pass: hidden states (R, n, dim) of a block, of whose codes (R, n) those not `hidden` are known."""
+    def look(self, block: Block, codes: Tensor, seen: Tensor, hidden: Tensor, take: Tensor) -> Tensor:
+        """One pass: hidden states (R, m, dim) of the tokens `take` (R, m) of a block, of whose codes (R, n) those not
+        `hidden` are known."""
         x, intervals, places = self._after(block, self.lm.embed_block(block, codes, seen, hidden))
         positions = (places.to(self.lm.device)[None] - self.pads[:, None]).clamp(min=0)
-        out = self.lm.run(x, intervals, positions, self.cache)[:, -block.count :]
+        out = self.lm.run(x, intervals, positions, self.cache, take + (x.shape[1] - block.count))
         self.cache.crop(-block.count)
         self._wait(x[:, :0], intervals[:, :0], places[:0])
         return out
@@ -248,8 +249,9 @@ def _fill(block: Block, decoding: Decoding, sampler: Sampler, pen: _Pen, seen: T
     head, stops = pen.lm.heads[block.level], decoding.turns(block)
     sampler.scores = decoding.decoder == "masked" and decoding.order == "confidence"
     if sampler.scores:
+        every = torch.arange(block.count, device=sampler.device).expand_as(codes)
         for turn, stop in enumerate(stops, start=1):
-            drawn = head.sample(pen.look(block, codes, seen, hidden), sampler)
+            drawn = head.sample(pen.look(block, codes, seen, hidden, every), sampler)
             noise = decoding.noise * (1 - turn / len(stops)) * sampler.gumbel(block.count)
             score = sampler.spread(sampler.take_score() + noise).masked_fill(~hidden, math.inf)
             reveal = hidden & (score.argsort(dim=1, descending=True, stable=True).argsort(dim=1) < stop)
@@ -259,8 +261,7 @@ def _fill(block: Block, decoding: Decoding, sampler: Sampler, pen: _Pen, seen: T
     order = _ranks(block, decoding, sampler).argsort(dim=1)
     for start, stop in zip([0, *stops], stops, strict=False):
         turn_of = order[:, start:stop].sort(dim=1).values  # those whose turn it is, (R, m)
-        out = pen.look(block, codes, seen, hidden)
-        drawn = head.sample(out.gather(1, turn_of[..., None].expand(-1, -1, out.shape[2])), sampler)
+        drawn = head.sample(pen.look(block, codes, seen, hidden, turn_of), sampler)
         codes = codes.scatter(1, turn_of, drawn)
         hidden = hidden.scatter(1, turn_of, False)
     return codes

@@ -139,11 +139,19 @@ class PyramidLM(nn.Module):
         rows = [[self.vocabulary.pad] * p + head + list(s) for p, s in zip(pads, sentences, strict=True)]
         return torch.tensor(rows, device=self.device), torch.tensor(pads, device=self.device)
 
-    def run(self, x: Tensor, intervals: Tensor, positions: Tensor, cache: DynamicCache | None = None) -> Tensor:
-        """Backbone without its head. x (B, S, dim), intervals (B, S, 4) over all keys, positions (B, S). Compiled code
-        (`nn.Module.compile`) is for training alone, `quick.py` for all else where it can be."""
+    def run(
+        self,
+        x: Tensor,
+        intervals: Tensor,
+        positions: Tensor,
+        cache: DynamicCache | None = None,
+        take: Tensor | None = None,
+    ) -> Tensor:
+        """Backbone without its head: (B, S, dim), or of the tokens `take` (B, m) alone. x (B, S, dim), intervals
+        (B, S, 4) over all keys, positions (B, S). Compiled code (`nn.Module.compile`) is for training alone, `quick.py`
+        for all else where it can be."""
         if not torch.is_grad_enabled() and quick.usable(self.backbone):
-            return quick.forward(self.backbone, x, intervals, positions, cache)
+            return quick.forward(self.backbone, x, intervals, positions, cache, take)
         body = self.backbone.base_model
         out = (body if torch.is_grad_enabled() else body.forward)(
             inputs_embeds=x,
@@ -152,7 +160,7 @@ class PyramidLM(nn.Module):
             past_key_values=cache,
             use_cache=cache is not None,
         )
-        return out.last_hidden_state
+        return out.last_hidden_state if take is None else quick.picked(out.last_hidden_state, take)
 
     # ------------------------------------------------------------------------------------------ training
 

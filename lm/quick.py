@@ -28,8 +28,16 @@ def usable(backbone: nn.Module) -> bool:
     return plain and config.hidden_act == "silu" and rope.get("rope_type", "default") == "default"
 
 
-def forward(backbone: nn.Module, x: Tensor, intervals: Tensor, positions: Tensor, cache: Cache | None) -> Tensor:
-    """x (B, S, dim), intervals (B, S, 4), positions (B, S) -> last hidden states (B, S, dim), as `PyramidLM.run`."""
+def forward(
+    backbone: nn.Module,
+    x: Tensor,
+    intervals: Tensor,
+    positions: Tensor,
+    cache: Cache | None,
+    take: Tensor | None = None,
+) -> Tensor:
+    """x (B, S, dim), intervals (B, S, 4), positions (B, S) -> last hidden states (B, S, dim), as `PyramidLM.run`; with
+    `take` (B, m) int64 those of these tokens alone, (B, m, dim), the last layer being passed by no others."""
     model: Any = backbone.base_model
     config = model.config
     eps, shape = config.rms_norm_eps, (config.hidden_size,)
@@ -46,11 +54,19 @@ def forward(backbone: nn.Module, x: Tensor, intervals: Tensor, positions: Tensor
         q, k = q * cos + _turned(q) * sin, k * cos + _turned(k) * sin
         if cache is not None:
             k, v = cache.update(k, v, index)
+        if take is not None and index == len(model.layers) - 1:
+            x, intervals = picked(x, take), picked(intervals, take)
+            q = q.gather(2, take[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3]))
         seen = ops.interval_attention(q, k, v, intervals, scale=attention.scaling)
         x = x + attention.o_proj(seen.transpose(1, 2).flatten(2))
         h = F.rms_norm(x, shape, layer.post_attention_layernorm.weight, eps)
         x = x + mlp.down_proj(F.silu(mlp.gate_proj(h)) * mlp.up_proj(h))
     return F.rms_norm(x, shape, model.norm.weight, eps)
+
+
+def picked(x: Tensor, take: Tensor) -> Tensor:
+    """(B, S, D), indices (B, m) -> (B, m, D)"""
+    return x.gather(1, take[..., None].expand(-1, -1, x.shape[2]))
 
 
 def _turned(x: Tensor) -> Tensor:
