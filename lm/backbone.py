@@ -21,9 +21,10 @@ class LMConfig:
     prompt or caption, longer ones are cut; `caption_detail`: levels that captions read by default, all where there are
     fewer. `tasks`: what it can be asked for, a token each; `memory`: levels of every chunk that later blocks see as
     tokens, all by default (layout.py); `history`: latent frames of the chunk before that a block sees (context.py).
-    `lora`: rank of the adapters (LoRA, 2106.09685) that are trained in place of a pretrained backbone, 0 for none.
-    `decoding`: how it writes unless told otherwise, by task, "" for all others. Raises ValueError for a number below 1,
-    a task that there is not, or decoding of a task that is not among `tasks`."""
+    `copies`: whether a token sees the code that would leave its place as it was (context.py). `lora`: rank of the
+    adapters (LoRA, 2106.09685) that are trained in place of a pretrained backbone, 0 for none. `decoding`: how it
+    writes unless told otherwise, by task, "" for all others. Raises ValueError for a number below 1, a task that there
+    is not, or decoding of a task that is not among `tasks`."""
 
     backbone: str | None = None
     dim: int = 192
@@ -36,6 +37,7 @@ class LMConfig:
     tasks: tuple[str, ...] = (*TASKS, "caption")
     memory: int | None = None
     history: int = 1
+    copies: bool = True
     lora: int = 0
     decoding: dict[str, Decoding] = field(default_factory=dict)
 

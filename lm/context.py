@@ -2,12 +2,15 @@
 
 The latent at the detail of the chunk's coarser levels (VAR, 2404.02905, feeds the same to its next scale); the last
 `history` latent frames of the chunk before; and, where a condition hints at the clip, the hint's latent and the share
-of it that is known. All of them are resampled to the block's grid.
+of it that is known. All of them are resampled to the block's grid. Beside the latents stand *copies*: the code that the
+token would have if the chunk stood still as the last one ended, or were the hint, given what the coarser levels have
+said. What does not change is then a matter of saying so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,6 +19,15 @@ from lm.conditions import Condition
 from lm.layout import Block
 from pyramid import ops
 from pyramid.tokenizer import PyramidTokenizer
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What the tokens of a block see: `latent` (B, n, F), F = `context_dim`; `copies`, by reference ("before", "hint"):
+    ids (B, n) of the copying codes, and how far each is to be believed, (B, n, 1) from 0 to 1."""
+
+    latent: Tensor
+    copies: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 def context_dim(latent_dim: int, history: int, hints: bool) -> int:
@@ -39,8 +51,8 @@ def hint_latents(tokenizer: PyramidTokenizer, condition: Condition) -> list[Tens
 
 class LatentContext:
     """Walks over the blocks of a batch in order: `at(block)` before its codes are known, `add(block, codes)` after.
-    `history`: latent frames of the chunk before that are shown; `hints`: whether there is room for a hint, `shown` the
-    hint's latents (`hint_latents`), of no chunk where there is none."""
+    `history`: latent frames of the chunk before that are shown; `copies`: whether copying codes are; `hints`: whether
+    there is room for a hint, `shown` the hint's latents (`hint_latents`), of no chunk where there is none."""
 
     def __init__(
         self,
@@ -50,6 +62,7 @@ class LatentContext:
         width: int,
         *,
         history: int = 1,
+        copies: bool = False,
         hints: bool = False,
         shown: Sequence[Tensor] = (),
     ) -> None:
@@ -59,7 +72,7 @@ class LatentContext:
         self.space = (-(-height // c.stride), -(-width // c.stride))
         self.chunk_latents = c.chunk_frames // c.time_stride
         self.device = tokenizer.device
-        self.history, self.hints, self.shown = history, hints, shown
+        self.history, self.copies, self.hints, self.shown = history, copies, hints, shown
         self.chunk = 0
         self.cells: list[Tensor] = []  # of the chunk's levels so far
         self.known = self._zeros(1)
@@ -69,8 +82,8 @@ class LatentContext:
         return torch.zeros(*self.shape, t, *self.space, device=self.device)
 
     @torch.no_grad()
-    def at(self, block: Block) -> Tensor:
-        """(B, n, F), F = `context_dim`."""
+    def at(self, block: Block) -> Seen:
+        """What the block sees."""
         if block.chunk != self.chunk:
             self.before = torch.cat([self.before, self.known], dim=2)[:, :, -self.history :]
             self.known, self.cells = self._zeros(self.chunk_latents), []
@@ -78,14 +91,24 @@ class LatentContext:
         t, h, w = block.grid
         before = ops.level_resample(self.before, (self.history, h, w)).flatten(1, 2)
         parts = [ops.level_resample(self.known, block.grid), before[:, :, None].expand(-1, -1, t, -1, -1)]
+        hint = self.shown[block.chunk] if self.shown else None
         if self.hints:
-            parts.append(self._hint(block))
-        return torch.cat(parts, dim=1).flatten(2).transpose(1, 2)
+            dim = self.shape[1] + 1
+            empty = torch.zeros(self.shape[0], dim, *block.grid, device=self.device)
+            parts.append(empty if hint is None else ops.level_resample(hint, block.grid))
+        latent = torch.cat(parts, dim=1).flatten(2).transpose(1, 2)
+        copies = {}
+        if self.copies and not self.levels.levels[block.level].given:
+            if block.chunk:
+                still = self.before[:, :, -1:].expand(-1, -1, self.known.shape[2], -1, -1)
+                copies["before"] = (self._copy(still), torch.ones(*latent.shape[:2], 1, device=self.device))
+            if hint is not None:
+                copies["hint"] = (self._copy(hint[:, :-1]), latent[..., -1:])
+        return Seen(latent, copies)
 
-    def _hint(self, block: Block) -> Tensor:
-        if not self.shown:
-            return torch.zeros(self.shape[0], self.shape[1] + 1, *block.grid, device=self.device)
-        return ops.level_resample(self.shown[block.chunk], block.grid)
+    def _copy(self, latent: Tensor) -> Tensor:
+        """The codes (B, n) of the next level that bring what is known so far nearest to a latent."""
+        return self.levels.answer(latent.contiguous(), self.cells).flatten(1)
 
     @torch.no_grad()
     def add(self, block: Block, codes: Tensor) -> None:

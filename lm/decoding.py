@@ -23,7 +23,7 @@ from transformers import DynamicCache
 
 from lm import layout
 from lm.conditions import Condition
-from lm.context import hint_latents
+from lm.context import Seen, hint_latents
 from lm.layout import Block
 from lm.sampling import Sampler, guidance_weights
 from pyramid.tokens import TokenPyramid
@@ -227,7 +227,7 @@ class _Pen:
         intervals = torch.cat([self.intervals, own], dim=1)
         return torch.cat([self.x, x], dim=1), intervals, torch.cat([self.places, places])
 
-    def look(self, block: Block, codes: Tensor, seen: Tensor, hidden: Tensor, take: Tensor) -> Tensor:
+    def look(self, block: Block, codes: Tensor, seen: Seen, hidden: Tensor, take: Tensor) -> Tensor:
         """One pass: hidden states (R, m, dim) of the tokens `take` (R, m) of a block, of whose codes (R, n) those not
         `hidden` are known."""
         x, intervals, places = self._after(block, self.lm.embed_block(block, codes, seen, hidden))
@@ -237,12 +237,12 @@ class _Pen:
         self._wait(x[:, :0], intervals[:, :0], places[:0])
         return out
 
-    def keep(self, block: Block, codes: Tensor, seen: Tensor) -> None:
+    def keep(self, block: Block, codes: Tensor, seen: Seen) -> None:
         """The block is done, and later ones see it."""
         self._wait(*self._after(block, self.lm.embed_block(block, codes, seen)))
 
 
-def _fill(block: Block, decoding: Decoding, sampler: Sampler, pen: _Pen, seen: Tensor) -> Tensor:
+def _fill(block: Block, decoding: Decoding, sampler: Sampler, pen: _Pen, seen: Seen) -> Tensor:
     """The codes (R, n) of a block, R rows in all branches."""
     codes = torch.zeros(sampler.num_rows, block.count, dtype=torch.int64, device=sampler.device)
     hidden = torch.ones_like(codes, dtype=torch.bool)

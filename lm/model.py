@@ -24,7 +24,7 @@ from transformers import AutoTokenizer, DynamicCache
 from lm import layout, quick
 from lm.backbone import LMConfig, load_adapters, load_backbone, merge_adapters, save_adapters
 from lm.conditions import Condition, hinted
-from lm.context import LatentContext, context_dim, hint_latents
+from lm.context import LatentContext, Seen, context_dim, hint_latents
 from lm.decoding import Decoding, write
 from lm.heads import CodeEmbedding, make_head
 from lm.layout import Block
@@ -63,8 +63,16 @@ class PyramidLM(nn.Module):
         self.place = nn.Linear(layout.NUM_FEATURES, dim)
         self.hints = any(task in hinted() for task in self.config.tasks)
         self.seen = nn.Linear(context_dim(tokenizer.config.latent_dim, config.history, self.hints), dim)
+        references = ["before", "hint"] if self.hints else ["before"]
+        self.copies = nn.ModuleDict(
+            {
+                str(index): nn.ModuleDict({name: CodeEmbedding(level.quantizer, dim) for name in references})
+                for index, level in enumerate(tokenizer.levels.levels)
+                if config.copies and not level.given
+            }
+        )
         self.heads = nn.ModuleList(make_head(quantizer, dim) for quantizer in quantizers)
-        for module in (self.special, self.level, *list(self.codes)):
+        for module in (self.special, self.level, self.codes, self.copies):
             for weight in module.parameters():
                 nn.init.normal_(weight, std=0.02) if weight.dim() > 1 else nn.init.zeros_(weight)
 
@@ -114,20 +122,29 @@ class PyramidLM(nn.Module):
         text = self.backbone.get_input_embeddings()(ids.masked_fill(special, 0))
         return torch.where(special[..., None], self.special((ids - self.vocabulary.num_text).clamp(min=0)), text)
 
-    def embed_block(self, block: Block, codes: Tensor, seen: Tensor, hidden: Tensor | None = None) -> Tensor:
-        """codes (B, n), what is seen so far (B, n, F) -> (B, n, dim); tokens where `hidden` (B, n) is true show
+    def embed_block(self, block: Block, codes: Tensor, seen: Seen, hidden: Tensor | None = None) -> Tensor:
+        """codes (B, n), what is seen so far -> (B, n, dim); tokens where `hidden` (B, n) is true show
         nothing of their code."""
         x = self.codes[block.level](codes)
         if hidden is not None:
             x = torch.where(hidden[..., None], self.hidden_token.to(x.dtype), x)
         place = self.place(layout.position_features(block.chunk, block.grid).to(x))
-        return x + self.level.weight[block.level] + place + self.seen(seen.to(self.seen.weight.dtype))
+        for name, (copy, trust) in seen.copies.items():
+            x = x + self.copies[str(block.level)][name](copy) * trust.to(x)
+        return x + self.level.weight[block.level] + place + self.seen(seen.latent.to(self.seen.weight.dtype))
 
     def context(self, batch_size: int, height: int, width: int, shown: Sequence[Tensor] = ()) -> LatentContext:
         """What the blocks of clips of this size see of the pixels; `shown`: a hint's latents (`hint_latents`)."""
         c = self.config
         return LatentContext(
-            self.tokenizer, batch_size, height, width, history=c.history, hints=self.hints, shown=shown
+            self.tokenizer,
+            batch_size,
+            height,
+            width,
+            history=c.history,
+            copies=c.copies,
+            hints=self.hints,
+            shown=shown,
         )
 
     def prefix(self, task: str, detail: int, sentences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -249,7 +266,7 @@ class PyramidLM(nn.Module):
 
     def _seen(
         self, tokens: TokenPyramid, blocks: Sequence[Block], codes: Sequence[Tensor], condition: Condition
-    ) -> list[Tensor]:
+    ) -> list[Seen]:
         shown = hint_latents(self.tokenizer, condition)
         context = self.context(tokens.batch_size, tokens.height, tokens.width, shown)
         seen = []
@@ -450,6 +467,7 @@ _LATER_KEYS: dict[str, Any] = {
     "tasks": ["generate", "caption"],
     "memory": None,
     "history": 1,
+    "copies": False,
     "lora": 0,
     "decoding": {},
 }

@@ -186,6 +186,21 @@ class PyramidQuantizer(nn.Module):
         return self.combine(cells, grid)
 
     @torch.no_grad()
+    def answer(self, latent: Tensor, cells: Sequence[Tensor]) -> Tensor:
+        """What the next level would say of a latent (B, D, T, H, W) of which the first levels have said `cells`, (B, D,
+        t, h, w) each: ids (B, t, h, w). Raises ValueError for a level that is given its input."""
+        index = len(cells)
+        part, state = self.levels[index], self._start(latent)
+        if part.given:
+            raise ValueError(
+                f"{type(self).__name__}.answer: level {index + 1} is given what it says, and asks no latent"
+            )
+        for level in cells:
+            state = self._add(state, level)
+        query = self._query(part, state, self.pyramid(latent.shape[2:]).levels[index])
+        return part.quantizer.quantize(query).ids
+
+    @torch.no_grad()
     def requantize(
         self, ids: Sequence[Tensor], grid: Sequence[int], disturb: Callable[[int, Tensor], Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:

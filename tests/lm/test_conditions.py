@@ -1,5 +1,7 @@
 """Every task by what it gives: fills, masks, hints, exact tokens; and that a model is told of them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -19,12 +21,15 @@ from lm.conditions import (
     soften,
 )
 from lm.context import hint_latents
+from lm.layout import blocks_of
 from lm.model import PyramidLM
 from lm.train import LMTraining, TrainLMConfig
 from lm.vocabulary import train_text_tokenizer
 from pyramid.config import load
+from pyramid.data.shapes import ShapesDataset, preset
 from pyramid.quantize import LevelConfig
 from pyramid.tokenizer import PyramidTokenizer, TokenizerConfig
+from tasks.models import shipped
 
 VIDEO = TokenizerConfig(
     height=16,
@@ -250,3 +255,34 @@ def test_a_task_of_ones_own(lm, monkeypatch):
     grey_tokens = lm.tokenizer.encode(grey(clips(), 1))
     assert torch.equal(condition.hint.flatten(), grey_tokens.flatten())
     assert own.eval().generate(["a red star", ""], condition=condition).num_levels == 3
+
+
+def test_a_copy_is_what_the_tokenizer_would_say(lm):
+    """Of the hint, and of a clip that stands still as the chunk before ended."""
+    hint = make_condition(lm.tokenizer, "upscale", clips(), factor=2)
+    shown = hint_latents(lm.tokenizer, hint)
+    context, ended = lm.context(2, 16, 16, shown), {}
+    for block in blocks_of(lm.tokenizer.pyramids(17), 3, lm.memory):
+        seen, levels = context.at(block), lm.tokenizer.levels
+        copied, trust = seen.copies["hint"]
+        assert torch.equal(copied, levels.answer(shown[block.chunk][:, :-1].contiguous(), context.cells).flatten(1))
+        assert (trust == 1).all() and ("before" in seen.copies) == (block.chunk > 0)
+        if block.chunk:
+            still = ended[block.chunk - 1].expand(-1, -1, 2, -1, -1).contiguous()
+            assert torch.equal(seen.copies["before"][0], levels.answer(still, context.cells).flatten(1))
+        context.add(block, hint.hint.ids[block.chunk][block.level].flatten(1))
+        ended[block.chunk] = context.known[:, :, -1:]
+    plain = PyramidLM(replace(lm.config, copies=False), lm.tokenizer, lm.text, lm.backbone)
+    assert not plain.copies and not plain.context(2, 16, 16).at(blocks_of(lm.tokenizer.pyramids(17), 1)[0]).copies
+
+
+def test_copies_of_a_trained_tokenizer_are_its_codes():
+    """Where the coarser levels are those of the reference, the finest code that copies it is the reference's own."""
+    tokenizer = PyramidTokenizer.from_pretrained(shipped("mini") / "tokenizer")
+    video = ShapesDataset(preset("mini"), "test")[0]["video"][None]
+    ids = tokenizer.encode(video).ids[1]
+    grid = tokenizer.latent_grid(32, 32)
+    cells = [part.cells(part.quantizer.ids_to_codes(i)) for i, part in zip(ids, tokenizer.levels.levels, strict=True)]
+    for level in range(2, 5):
+        copied = tokenizer.levels.answer(tokenizer.levels.decode(ids[: level + 1], grid), cells[:level])
+        assert (copied == ids[level]).float().mean() > 0.9

@@ -11,6 +11,8 @@ from transformers import DynamicCache
 
 from lm import layout
 from lm.backbone import LMConfig, make_backbone
+from lm.conditions import make_condition
+from lm.context import Seen
 from lm.decoding import TextWarning
 from lm.model import PyramidLM
 from lm.vocabulary import train_text_tokenizer
@@ -116,7 +118,7 @@ def test_hidden_codes_do_not_leak(lm, tokens):
     """The hidden copy of a block does not depend on the block's own codes."""
     block = layout.blocks_of(tokens.pyramids, lm.num_levels)[3]
     codes = tokens.ids[0][3].flatten(1)
-    seen = torch.zeros(3, block.count, lm.seen.in_features)
+    seen = Seen(torch.zeros(3, block.count, lm.seen.in_features))
     hidden = torch.ones_like(codes, dtype=torch.bool)
     assert torch.equal(lm.embed_block(block, codes, seen, hidden), lm.embed_block(block, codes * 0, seen, hidden))
     assert not torch.equal(lm.embed_block(block, codes, seen), lm.embed_block(block, codes * 0, seen))
@@ -189,7 +191,11 @@ def test_the_tokenizer_goes_where_the_model_goes(lm):
 def test_losses_have_gradients_everywhere(lm, tokens):
     lm.zero_grad()
     losses = lm.generation_loss(tokens, [*sentences(lm)[:2], []], 4)
-    (sum(losses.values()) + lm.caption_loss(tokens.truncate(2), sentences(lm), 2)).backward()
+    video, known = torch.zeros(3, 3, 17, 16, 16), torch.ones(17, 16, 16, dtype=torch.bool)
+    known[:, :8] = False
+    hinted = make_condition(lm.tokenizer, "outpaint", video, known)
+    more = lm.generation_loss(tokens, sentences(lm), 4, condition=hinted)
+    (sum(losses.values()) + sum(more.values()) + lm.caption_loss(tokens.truncate(2), sentences(lm), 2)).backward()
     missing = [name for name, p in lm.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert not missing
     lm.zero_grad()
