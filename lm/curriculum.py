@@ -114,7 +114,8 @@ class Curriculum:
             first = given = 1 + int(draw[3] * (num_chunks - 1))
         if task == "refine":
             coarse = given = 1 + int(draw[3] * (num_levels - 1))
-        joined = self.memory + int((num_levels - self.memory) * min(1.0, progress / max(self.mix.fine_until, 1e-9)) + 1)
+        more = num_levels - self.memory - 1
+        joined = self.memory + 1 + int(more * min(1.0, progress / max(self.mix.fine_until, 1e-9)) + 1e-9)
         detail = min(num_levels, max(joined, coarse + 1))
         if draw[0] >= self.mix.all_levels:
             detail = min(detail, coarse + 1 + int(draw[1] * (num_levels - coarse)))

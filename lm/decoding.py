@@ -107,6 +107,7 @@ def turns(count: int, passes: int) -> list[int]:
     [2, 5, 10, 16]
     """
     known: list[int] = []
+    passes = min(passes, 4 * count)  # of more, most would add nothing
     for turn in range(1, passes + 1):
         stop = count - math.floor(count * math.cos(math.pi / 2 * turn / passes) + 1e-9)
         if stop > (known[-1] if known else 0):

@@ -78,6 +78,10 @@ class Writer:
     decoding: dict[str, Any] = dataclasses.field(default_factory=dict)
     watch: Callable[[int, int, tuple[Tensor, ...]], None] | None = None
 
+    def __post_init__(self) -> None:
+        if self.window <= self.overlap:
+            raise ValueError(f"Writer: expected a model of clips of more than one chunk, got {self.window} frames")
+
     @property
     def window(self) -> int:
         """Frames that are written at once."""
@@ -87,6 +91,11 @@ class Writer:
     def overlap(self) -> int:
         """Of them those that are given from the window before: all chunks but the last."""
         return max(1, self.window - self.lm.tokenizer.config.chunk_frames)
+
+    @property
+    def onward(self) -> str:
+        """The task that writes all windows but the first."""
+        return "animate" if self.overlap == 1 else "continue"
 
     def write(self, condition: Condition, num_frames: int, size: tuple[int, int], start: int) -> Tensor:
         """Video (1, 3, num_frames, *size) of the window that begins at frame `start`."""

@@ -118,7 +118,7 @@ def _write_shard(
             columns.setdefault("hint", []).append(shown.hint.flatten().to(dtype).cpu())
             share = torch.cat([part.flatten(1) for part in shown.share], dim=1)
             columns.setdefault("share", []).append((share * 255).round().to(torch.uint8).cpu())
-            columns.setdefault("task", []).append(torch.full((len(items),), hinted().index(task), dtype=torch.uint8))
+            columns.setdefault("task", []).append(torch.full((len(items),), hints.index(task), dtype=torch.uint8))
         lines += [json.dumps({key: item[key] for key in _SAID if item.get(key)}) for item in items]
     with replacing(name.with_suffix(".jsonl")) as part:
         part.write_text("\n".join(lines) + "\n", encoding="utf8")
@@ -179,10 +179,11 @@ class TokenDataset(Dataset):
         for shard in shards:
             lines = shard.with_suffix(".jsonl").read_text(encoding="utf8").splitlines()
             self.said += [json.loads(line) for line in lines]
-        if len(self.said) != len(self.columns["ids"]):
+        found_clips = (len(self.columns["ids"]), len(self.said))
+        if found_clips != (index["clips"], index["clips"]):
             raise ValueError(
-                f"TokenDataset: {folder}: expected a line for each of {len(self.columns['ids'])} clips, got "
-                f"{len(self.said)}"
+                f"TokenDataset: {folder}: expected {index['clips']} clips and as many lines, got {found_clips[0]} and "
+                f"{found_clips[1]}; a run that was stopped goes on with --resume"
             )
 
     def __len__(self) -> int:

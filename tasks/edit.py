@@ -132,7 +132,7 @@ def edit(
         if between:
             pieces = _between(writer, between, plan, frames)
         else:
-            more = round(extend * fps) if extend else 0
+            more = max(1, round(extend * fps)) if extend else 0
             pieces = _chain(writer, sources[0], plan, upscale, stylize, refine, hole, more)
         count = write_pieces(out, pieces, fps, console, overwrite)
         took = time.perf_counter() - begin
@@ -188,10 +188,12 @@ def _shape(text: str) -> float:
 
 @dataclass(frozen=True)
 class _Plan:
-    """Sizes as (height, width). `native`: of the file; `work`: as the model sees it, its shorter side the model's;
-    `canvases`: what that is widened to, step by step, each around the middle of the last; `shown`: of the result, where
-    the file's frames stand at `place`, (top, left). `fps` is None for an image."""
+    """Sizes as (height, width). `file`: of the file; `native`: the same, or the model's where it is upscaled; `work`:
+    as the model sees it, its shorter side the model's; `canvases`: what that is widened to, step by step, each around
+    the middle of the last; `shown`: of the result, where the file's frames stand at `place`, (top, left). `fps` is
+    None for an image."""
 
+    file: tuple[int, int]
     native: tuple[int, int]
     work: tuple[int, int]
     canvases: tuple[tuple[int, int], ...]
@@ -212,7 +214,7 @@ class _Plan:
         from tasks.clips import shown_size
 
         info = probe(path)
-        native = shown_size(info)
+        file = native = shown_size(info)
         scale = side / min(native)
         work = (max(1, round(native[0] * scale)), max(1, round(native[1] * scale)))
         if bring_up:
@@ -229,7 +231,7 @@ class _Plan:
             shown = wider
             canvases.append((round(shown[0] * scale), round(shown[1] * scale)))
         still = info.frames == 1 or not info.fps or not math.isfinite(info.fps)
-        return _Plan(native, work, tuple(canvases), shown, place, None if still else info.fps)
+        return _Plan(file, native, work, tuple(canvases), shown, place, None if still else info.fps)
 
 
 def _widened(size: tuple[int, int], shape: float) -> tuple[int, int]:
@@ -254,9 +256,9 @@ def _chain(
     from lm import editing
     from lm.editing import Box, resized
 
-    if hole is not None and (hole.left + hole.width > plan.native[1] or hole.top + hole.height > plan.native[0]):
+    if hole is not None and (hole.left + hole.width > plan.file[1] or hole.top + hole.height > plan.file[0]):
         raise ValueError(
-            f"--inpaint: expected a box within {plan.native[1]}x{plan.native[0]} pixels, got "
+            f"--inpaint: expected a box within {plan.file[1]}x{plan.file[0]} pixels, got "
             f"{hole.left},{hole.top},{hole.width},{hole.height}"
         )
     pieces: Iterator[Piece] = (next(editing.whole(resized(chunk, plan.work))) for chunk in _frames(writer, path))
@@ -267,7 +269,7 @@ def _chain(
     if refine is not None:
         pieces = editing.paint(writer, pieces, "refine", levels=refine)
     if hole is not None:
-        pieces = editing.forget(pieces, _scaled(hole, plan.native, plan.work))
+        pieces = editing.forget(pieces, _scaled(hole, plan.file, plan.work))
         pieces = editing.paint(writer, pieces, "inpaint")
     height, width = plan.work
     for canvas in plan.canvases:

@@ -101,6 +101,8 @@ def generate(
             )
         task = "image" if count == 1 and task == "generate" and "image" in lm.config.tasks else task
         lm.vocabulary.task(task)
+        if long:
+            lm.vocabulary.task(Writer(lm).onward)
         files = _output_files(out, len(jobs), details)
         claim(files.values(), overwrite)
         watch = Preview(lm, preview, shape) if preview is not None else None
@@ -163,7 +165,7 @@ def _write(file: Path, videos: dict[int, Tensor], fps: float, overwrite: bool) -
     from pyramid.data.video import VideoWriter, contact_sheet, write_video
 
     file.parent.mkdir(parents=True, exist_ok=True)
-    if file.suffix.lower() == ".png":
+    if file.suffix.lower() == ".png" and (len(videos) > 1 or next(iter(videos.values())).shape[1] > 1):
         sheet = contact_sheet(list(videos.values()), [f"detail {k}" for k in videos], max_frames=9)
         with VideoWriter(file, overwrite=overwrite) as writer:
             writer.write(sheet)

@@ -73,6 +73,8 @@ def storyboard(
         detail = check_detail(detail, lm.num_levels, "--detail")
         spans = [max(1, round(span * config.fps)) for span in _spans(seconds, len(prompts))]
         ends = list(accumulate(spans))
+        if ends[-1] > config.num_frames:
+            lm.vocabulary.task(Writer(lm).onward)
         claim([out], overwrite)
 
         def prompt_at(frame: int) -> str:

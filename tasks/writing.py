@@ -139,8 +139,9 @@ def write_pieces(
         from lm.editing import joined
 
         video = joined(console.track(pieces, file.name, total))
+        frame = to_uint8(video[0])[0] if video.shape[2] == 1 else contact_sheet([video[0]], max_frames=9)
         with VideoWriter(file, overwrite=overwrite) as writer:
-            writer.write(contact_sheet([video[0]], max_frames=9))
+            writer.write(frame)
         return video.shape[2]
     count = 0
     with ExitStack() as stack:

@@ -93,6 +93,14 @@ def test_tokens_of_another_tokenizer_are_refused(folder, tmp_path):
         TokenDataset(tmp_path)
 
 
+def test_a_folder_that_is_not_complete_is_refused(tokenizer, tmp_path):
+    out = write_tokens(tokenizer, ShapesDataset(preset("mini"), "val"), tmp_path, count=4, batch_size=4)
+    index = json.loads((out / "index.json").read_text()) | {"clips": 9}
+    (out / "index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="expected 9 clips and as many lines, got 4 and 4; a run that was stopped"):
+        TokenDataset(out)
+
+
 def test_training_from_tokens_and_resuming(tokenizer, folder, tmp_path):
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     small = {

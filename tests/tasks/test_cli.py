@@ -19,6 +19,7 @@ import torch
 from made_clips import write_timed
 
 from lm.backbone import LMConfig, make_backbone
+from lm.editing import Box
 from lm.model import PyramidLM
 from lm.vocabulary import train_text_tokenizer
 from pyramid.data.video import probe, read_clip, write_video
@@ -348,6 +349,32 @@ def test_generate_at_any_length_and_size(capsys, model, tmp_path):
         assert run(capsys, *args, "--decoder", "next-level", "--json")[0] == 0
     assert read_clip(tmp_path / "b.mkv").shape == (3, 20, 24, 40)
     assert read_clip(tmp_path / "c.mkv").shape == (3, 9, 32, 32)
+
+
+def test_a_picture_of_one_frame_is_that_frame(capsys, model, square, tmp_path):
+    args = ["generate", "a ring", "--frames", 1, "--model", model, "--out", tmp_path / "a.png"]
+    assert run(capsys, *args)[0] == 0 and read_clip(tmp_path / "a.png").shape == (3, 1, 32, 32)
+    out = tmp_path / "b.png"
+    assert run(capsys, "edit", tmp_path / "a.png", "--outpaint", "2:1", "--model", model, "--out", out)[0] == 0
+    assert torch.equal(read_clip(out)[..., 16:48], read_clip(tmp_path / "a.png"))
+
+
+def test_a_hole_of_a_clip_that_is_brought_up_is_where_it_was(capsys, model, tmp_path):
+    from tasks.edit import _Plan, _scaled
+
+    write_video(tmp_path / "small.mkv", [np.zeros((16, 16, 3), dtype=np.uint8)] * 3, fps=8)
+    plan = _Plan.of(tmp_path / "small.mkv", 32, [], bring_up=True)
+    assert _scaled(Box(12, 12, 4, 4), plan.file, plan.work) == Box(24, 24, 8, 8)
+    args = ["edit", tmp_path / "small.mkv", "--upscale", "--inpaint", "12,12,8,8", "--model", model]
+    code, _, err = run(capsys, *args, "--out", tmp_path / "out.mkv")
+    assert code == 2 and "expected a box within 16x16 pixels" in err[-1]
+
+
+def test_a_model_that_cannot_go_on_says_so_first(capsys, tmp_path):
+    for args in (["generate", "a ring", "--frames", 30], ["storyboard", "a ring", "a disc"]):
+        code, _, err = run(capsys, *args, "--model", "mini", "--out", tmp_path / "out.mkv")
+        assert code == 2 and "this model knows generate, caption; got 'animate'" in err[-1]
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_a_preview_shows_every_level_as_it_comes(capsys, model, tmp_path):
