@@ -34,7 +34,7 @@ class LMConfig:
     text_size: int = 512
     max_text: int = 48
     caption_detail: int = 2
-    tasks: tuple[str, ...] = (*TASKS, "caption")
+    tasks: tuple[str, ...] = field(default_factory=lambda: (*TASKS, "caption"))
     memory: int | None = None
     history: int = 1
     copies: bool = True

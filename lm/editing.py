@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from lm.conditions import TASKS, Condition, make_condition
 from pyramid.tokens import TokenPyramid
+from pyramid.training import mix_seed
 
 if TYPE_CHECKING:
     from lm.model import PyramidLM
@@ -67,7 +68,7 @@ Pieces = Iterable[Piece]
 @dataclass(frozen=True)
 class Writer:
     """A model with all that says how it writes. `prompt`: a text, or the text of the window that begins at a frame.
-    `decoding`: fields of `Decoding`; `detail`: levels, all by default; `watch`: called with the chunk, the level and
+    `decoding`: fields of `Decoding`; `detail`: levels, all by default; `watch`: called with the chunk, the level,
     the clip so far, as `on_block` of `PyramidLM.generate`."""
 
     lm: PyramidLM
@@ -76,7 +77,7 @@ class Writer:
     detail: int | None = None
     seed: int = 0
     decoding: dict[str, Any] = dataclasses.field(default_factory=dict)
-    watch: Callable[[int, int, tuple[Tensor, ...]], None] | None = None
+    watch: Callable[[int, int, tuple[Tensor, ...], tuple[int, int]], None] | None = None
 
     def __post_init__(self) -> None:
         if self.window <= self.overlap:
@@ -92,6 +93,10 @@ class Writer:
         """Of them those that are given from the window before: all chunks but the last."""
         return max(1, self.window - self.lm.tokenizer.config.chunk_frames)
 
+    def apart(self, number: int) -> Writer:
+        """The same for another stage or place of the same frames: with draws of its own."""
+        return dataclasses.replace(self, seed=mix_seed(self.seed, 0, number))
+
     @property
     def onward(self) -> str:
         """The task that writes all windows but the first."""
@@ -99,16 +104,16 @@ class Writer:
 
     def write(self, condition: Condition, num_frames: int, size: tuple[int, int], start: int) -> Tensor:
         """Video (1, 3, num_frames, *size) of the window that begins at frame `start`."""
-        prompt = self.prompt if isinstance(self.prompt, str) else self.prompt(start)
+        prompt, watch = self.prompt if isinstance(self.prompt, str) else self.prompt(start), self.watch
         tokens = self.lm.generate(
             [prompt],
             self.detail,
             condition=condition,
             num_frames=num_frames,
             size=size,
-            seed=self.seed + start,
+            seed=mix_seed(self.seed, start) if start else self.seed,
             negative=self.negative,
-            on_block=self.watch,
+            on_block=None if watch is None else lambda chunk, level, ids: watch(chunk, level, ids, size),
             **self.decoding,
         )
         return self.lm.tokenizer.decode(tokens)
@@ -212,8 +217,8 @@ def outpaint(writer: Writer, pieces: Pieces, size: tuple[int, int], known: Box) 
     """A stage that writes what is around the box `known` in frames of `size` (height, width): step by step outward, in
     boxes as large as the frames the model was trained on, half of each known."""
     trained = writer.lm.tokenizer.config.size
-    for box in outward(size, known, trained):
-        pieces = paint(writer, pieces, "outpaint", box)
+    for number, box in enumerate(outward(size, known, trained)):
+        pieces = paint(writer.apart(number), pieces, "outpaint", box)
     yield from pieces
 
 

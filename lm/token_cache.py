@@ -48,7 +48,7 @@ def write_tokens(
     count: int | None = None,
     batch_size: int = 16,
     seed: int = 0,
-    hints: Sequence[str] = hinted(),
+    hints: Sequence[str] | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Path:
     """Tokenize the first `count` clips (all by default) of a map-style data set, items as `ClipData` has them, into
@@ -57,7 +57,7 @@ def write_tokens(
 
     Raises ValueError for a folder of other tokens, clips or hints.
     """
-    folder = Path(folder)
+    folder, hints = Path(folder), hinted() if hints is None else hints
     folder.mkdir(parents=True, exist_ok=True)
     size = len(dataset)  # type: ignore[arg-type]  # map-style sets have a length
     count = size if count is None else min(count, size)

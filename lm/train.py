@@ -106,7 +106,9 @@ class LMTraining(TrainingModule):
             lm.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         pyramids = tuple(lm.tokenizer.pyramids(lm.tokenizer.config.num_frames))
         teaches = _all_but_classes() if teaches is None else teaches
-        known = tuple(task for task in lm.config.tasks if task in teaches and _possible(task, lm, len(pyramids)))
+        known = tuple(
+            task for task in lm.config.tasks if task in teaches and _possible(task, lm.num_levels, len(pyramids))
+        )
         text = lm.config.max_text // 2
         self.curriculum = Curriculum(config.mix, pyramids, known, lm.memory, lm.config.caption_detail, text)
 
@@ -257,11 +259,11 @@ class LMTraining(TrainingModule):
         return sum(pyramid.num_tokens for pyramid in tokenizer.pyramids(tokenizer.config.num_frames))
 
 
-def _possible(task: str, lm: PyramidLM, num_chunks: int) -> bool:
+def _possible(task: str, num_levels: int, num_chunks: int) -> bool:
     """Whether clips of so many chunks, in so many levels, can teach a task."""
     if task in ("animate", "continue", "interpolate"):
         return num_chunks > 1
-    return task != "refine" or lm.num_levels > 1
+    return task != "refine" or num_levels > 1
 
 
 def _num_frames(tokens: TokenPyramid, num_chunks: int, tokenizer: PyramidTokenizer) -> int:
@@ -274,7 +276,13 @@ def _given(tokens: TokenPyramid, condition: Condition | None, group: Group, toke
     exact = tokens.first(_num_frames(tokens, chunks, tokenizer), chunks) if chunks else None
     if group.task in hinted():
         assert condition is not None and condition.task == group.task  # batches are of one task
-        return condition if exact is None else dataclasses.replace(condition, tokens=exact)
+        assert condition.hint is not None
+        if exact is None:
+            return condition
+        # As in a window of a long clip: what comes first is known whole.
+        hint = dataclasses.replace(condition.hint, ids=exact.ids + condition.hint.ids[chunks:])
+        share = tuple(torch.ones_like(part) if i < chunks else part for i, part in enumerate(condition.share))
+        return dataclasses.replace(condition, tokens=exact, hint=hint, share=share)
     return Condition(group.task, exact, draft=tokens.truncate(group.given) if group.task == "refine" else None)
 
 
@@ -357,12 +365,24 @@ def prepare(config: TrainLMConfig) -> tuple[LMTraining, ClipData]:
         train, val = (TokenDataset(Path(config.tokens) / part, tokenizer) for part in ("train", "val"))
     else:
         train, val = make_datasets(config.data, video.num_frames, video.size, video.fps)
-    captions = _captions(train)
-    lm = make_lm(config, tokenizer, captions)
+    captions, teaches = _captions(train), _teachable(train)
+    model = dataclasses.replace(config.model, tasks=_asked(config, teaches, tokenizer))
+    lm = make_lm(dataclasses.replace(config, model=model), tokenizer, captions)
     _warn_of_cut(captions, lm)
     kind = TokenData if config.tokens is not None else ClipData
     data = kind(train, val, batch_size=run.batch_size, num_workers=run.num_workers, seed=run.seed)
-    return LMTraining(config, lm, _teachable(train)), data
+    return LMTraining(config, lm, teaches), data
+
+
+def _asked(config: TrainLMConfig, teaches: Sequence[str], tokenizer: PyramidTokenizer) -> tuple[str, ...]:
+    """The tasks of `config.model` that the run will teach: a model does not say that it knows the others."""
+    mix, num_chunks = config.mix, len(tokenizer.pyramids(tokenizer.config.num_frames))
+    shares = dict(mix.tasks) | {"image": mix.tasks.get("generate", 0.0) * max(mix.images_first, mix.images_later)}
+    return tuple(
+        name
+        for name in config.model.tasks
+        if name in teaches and shares.get(name, 0.0) > 0 and _possible(name, tokenizer.num_levels, num_chunks)
+    )
 
 
 def check_gates(config: TrainLMConfig, report: Callable[[Gate], None]) -> None:

@@ -125,7 +125,7 @@ def edit(
             raise ValueError(f"--refine: expected fewer than the {detail} levels to write, got {refine}")
         claim([out], overwrite, inputs=sources)
         plan = _Plan.of(sources[0], min(lm.tokenizer.config.size), shapes, bring_up=upscale)
-        watch = Preview(lm, preview, plan.canvas) if preview is not None else None
+        watch = Preview(lm, preview) if preview is not None else None
         writer = Writer(lm, prompt, negative, detail, seed, decoding, watch)
         fps = lm.tokenizer.config.fps if plan.fps is None else plan.fps
         begin = time.perf_counter()
@@ -238,8 +238,8 @@ def _widened(size: tuple[int, int], shape: float) -> tuple[int, int]:
     """The smallest frame of this shape around one of `size`, to an even number of pixels on the side that grows."""
     height, width = size
     if shape > width / height:
-        return height, max(width, 2 * round(height * shape / 2))
-    return max(height, 2 * round(width / shape / 2)), width
+        return height, max(width, 2 * math.ceil(height * shape / 2 - 1e-9))
+    return max(height, 2 * math.ceil(width / shape / 2 - 1e-9)), width
 
 
 def _chain(
@@ -263,19 +263,19 @@ def _chain(
         )
     pieces: Iterator[Piece] = (next(editing.whole(resized(chunk, plan.work))) for chunk in _frames(writer, path))
     if upscale:
-        pieces = editing.paint(writer, pieces, "upscale", factor=1)
+        pieces = editing.paint(writer.apart(1), pieces, "upscale", factor=1)
     if stylize:
-        pieces = editing.paint(writer, pieces, "stylize")
+        pieces = editing.paint(writer.apart(2), pieces, "stylize")
     if refine is not None:
-        pieces = editing.paint(writer, pieces, "refine", levels=refine)
+        pieces = editing.paint(writer.apart(3), pieces, "refine", levels=refine)
     if hole is not None:
         pieces = editing.forget(pieces, _scaled(hole, plan.file, plan.work))
-        pieces = editing.paint(writer, pieces, "inpaint")
+        pieces = editing.paint(writer.apart(4), pieces, "inpaint")
     height, width = plan.work
-    for canvas in plan.canvases:
+    for number, canvas in enumerate(plan.canvases, start=5):
         top, left = (canvas[0] - height) // 2, (canvas[1] - width) // 2
         pieces = editing.widen(pieces, canvas, left, top)
-        pieces = editing.outpaint(writer, pieces, canvas, Box(left, top, width, height))
+        pieces = editing.outpaint(writer.apart(number), pieces, canvas, Box(left, top, width, height))
         height, width = canvas
     if more:
         pieces = editing.extend(writer, pieces, more)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -105,7 +106,7 @@ def generate(
             lm.vocabulary.task(Writer(lm).onward)
         files = _output_files(out, len(jobs), details)
         claim(files.values(), overwrite)
-        watch = Preview(lm, preview, shape) if preview is not None else None
+        watch = Preview(lm, preview) if preview is not None else None
         for index, prompt in console.track(list(enumerate(jobs)), "generate"):
             begin = time.perf_counter()
             if long:
@@ -124,7 +125,7 @@ def generate(
                     size=shape,
                     seed=seed + index,
                     negative=negative,
-                    on_block=watch,
+                    on_block=None if watch is None else partial(watch, size=shape or tokenizer.config.size),
                     **decoding,
                 )
                 videos = {k: tokenizer.decode(tokens, detail=k)[0] for k in details}

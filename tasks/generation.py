@@ -250,8 +250,9 @@ def score_tasks(
 
     psnr_known, psnr_unknown: of the pixels that were given and of the others, in dB (of all where there is no mask);
     `copied` the same of the unknown ones by the usual guess - the last frame again, the blend of both ends, grey, the
-    nearest pixel, the softened clip; motion: correlation of the changes from frame to frame with the true ones, over
-    the unknown frames. frechet: of features of the whole clips to those of `real`, beside that of the guess.
+    nearest pixel, the softened clip, the draft; motion, motion_copied: correlation of the changes from frame to frame
+    with the true ones, over the frames that were not known whole. frechet: of features of the whole clips to those of
+    `real`, beside that of the guess.
     """
     sums: dict[str, dict[str, list[float]]] = {task: defaultdict(list) for task in tasks}
     made: dict[str, dict[str, list[Tensor]]] = {task: defaultdict(list) for task in tasks}
@@ -262,8 +263,13 @@ def score_tasks(
             tokens = lm.generate(captions, condition=condition, seed=seed + 1000 * number, **(decoding or {}))
             written = lm.tokenizer.decode(tokens)
             rule = TASKS[task]
-            guess = rule.fill(video, known) if rule.fill else rule.replace(video, 4) if rule.replace else video
-            guess = torch.where(known, video, guess) if rule.fill else guess
+            if rule.fill:
+                guess = torch.where(known, video, rule.fill(video, known))
+            elif rule.replace:
+                guess = rule.replace(video, 4)
+            else:
+                assert condition.draft is not None  # of the one task that is left
+                guess = lm.tokenizer.decode(condition.draft)
             if rule.fill:
                 sums[task]["psnr_known"].append(_psnr(written, video, known))
                 sums[task]["psnr_unknown"].append(_psnr(written, video, ~known))
@@ -273,7 +279,8 @@ def score_tasks(
                 sums[task]["psnr_unknown"].append(psnr(written, video).mean().item())
                 sums[task]["copied"].append(psnr(guess, video).mean().item())
                 result = written
-            sums[task]["motion"].append(_motion_agreement(result, video))
+            sums[task]["motion"].append(_motion_agreement(result, video, known))
+            sums[task]["motion_copied"].append(_motion_agreement(guess, video, known))
             if features is not None:
                 made[task]["written"].append(features(rounded(result)))
                 made[task]["guess"].append(features(rounded(guess)))
@@ -315,9 +322,11 @@ def _psnr(a: Tensor, b: Tensor, where: Tensor) -> float:
     return (10 * torch.log10(4 / error.clamp(min=1e-10))).mean().item()
 
 
-def _motion_agreement(a: Tensor, b: Tensor) -> float:
-    """Mean correlation of what changes from frame to frame; 0 for a clip that stands still."""
-    one, other = ((video[:, :, 1:] - video[:, :, :-1]).flatten(1) for video in (a, b))
+def _motion_agreement(a: Tensor, b: Tensor, known: Tensor) -> float:
+    """Mean correlation of what changes from frame to frame, up to frames that are not known whole; 0 for a clip that
+    stands still there."""
+    written = ~known.flatten(3).all(dim=3)[:, :, 1:, None, None]
+    one, other = (((video[:, :, 1:] - video[:, :, :-1]) * written).flatten(1) for video in (a, b))
     return torch.cosine_similarity(one, other, dim=1).mean().item()
 
 

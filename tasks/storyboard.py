@@ -80,7 +80,7 @@ def storyboard(
         def prompt_at(frame: int) -> str:
             return prompts[min(bisect_right(ends, frame), len(prompts) - 1)]
 
-        watch = Preview(lm, preview, shape) if preview is not None else None
+        watch = Preview(lm, preview) if preview is not None else None
         writer = Writer(lm, prompt_at, negative, detail, seed, decoding, watch)
         begin = time.perf_counter()
         windows = 1 + max(0, -(-(ends[-1] - writer.window) // (writer.window - writer.overlap)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -57,6 +58,8 @@ def tokens(
         if not resume:
             claim_folder(out, overwrite, inputs=[Path(source.path) for source in sources if source.path])
         model = load_tokenizer(tokenizer, check_device(device))
+        for part in ("train", "val") if overwrite and not resume else ():
+            shutil.rmtree(out / part, ignore_errors=True)
         c = model.config
         made = [make_datasets(source, c.num_frames, c.size, c.fps) for source in sources]
         sets: dict[str, tuple[Any, int]] = {}

@@ -97,16 +97,15 @@ class Preview:
     """Called as `on_block`: writes a picture of the window so far when a level of a chunk is done, coarse ones first:
     `window-1.chunk-2.level-3.png`, all frames up to that chunk, this one at that level."""
 
-    def __init__(self, lm: PyramidLM, folder: Path, size: tuple[int, int] | None = None) -> None:
+    def __init__(self, lm: PyramidLM, folder: Path) -> None:
         self.lm, self.folder = lm, folder
-        self.size = lm.tokenizer.config.size if size is None else size
         self.window = 0
         self.before: State | None = None
         self.after: State | None = None
         self.frames: list[Tensor] = []
         folder.mkdir(parents=True, exist_ok=True)
 
-    def __call__(self, chunk: int, level: int, ids: tuple[Tensor, ...]) -> None:
+    def __call__(self, chunk: int, level: int, ids: tuple[Tensor, ...], size: tuple[int, int]) -> None:
         import torch
 
         from pyramid.data.video import VideoWriter, contact_sheet
@@ -115,7 +114,7 @@ class Preview:
             if chunk == 0:
                 self.window, self.after, self.frames = self.window + 1, None, []
             self.before = self.after
-        height, width = self.size
+        height, width = size
         first = tuple(part[:1] for part in ids)
         video, self.after = self.lm.tokenizer.decode_chunk(first, self.before, height=height, width=width)
         self.frames = [*self.frames[:chunk], video]

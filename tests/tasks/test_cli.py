@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -405,7 +406,7 @@ def square(tmp_path):
     ("options", "shape"),
     [
         (["--inpaint", "4,6,10,12"], (11, 32, 32)),
-        (["--outpaint", "9:16"], (11, 56, 32)),
+        (["--outpaint", "9:16"], (11, 58, 32)),
         (["--extend", "1.5"], (23, 32, 32)),
         (["--inpaint", "0,0,8,8", "--outpaint", "2:1", "--extend", "0.5"], (15, 32, 64)),
     ],
@@ -427,7 +428,7 @@ def test_edits_leave_known_pixels_alone(capsys, model, square, tmp_path, options
     if "--outpaint" in options:
         height, width = (scale * side for side in (height, width))
         if width == 32 * scale:
-            height = 2 * round(32 * scale * 16 / 9 / 2)
+            height = 2 * math.ceil(32 * scale * 16 / 9 / 2)
     else:
         height, width = scale * height, scale * width
     assert result.shape == (3, frames, height, width)
@@ -445,12 +446,18 @@ def test_edits_leave_known_pixels_alone(capsys, model, square, tmp_path, options
     ]
 
 
+def test_a_preview_of_boxes_of_many_sizes(capsys, model, square, tmp_path):
+    args = ["edit", square, "--stylize", "--outpaint", "9:16,16:9", "--model", model, "--out", tmp_path / "o.mkv"]
+    assert run(capsys, *args, "--preview", tmp_path / "p")[0] == 0
+    assert len(list((tmp_path / "p").iterdir())) > 10
+
+
 def test_to_portrait_and_back(capsys, model, square, tmp_path):
     out = tmp_path / "out.mkv"
     assert run(capsys, "edit", square, "--outpaint", "9:16,16:9", "--model", model, "--out", out)[0] == 0
     result = read_clip(out)
-    assert result.shape == (3, 11, 56, 100)
-    assert torch.equal(result[:, :, 12:44, 34:66], read_clip(square))
+    assert result.shape == (3, 11, 58, 104)
+    assert torch.equal(result[:, :, 13:45, 36:68], read_clip(square))
 
 
 def test_a_clip_is_restyled_refined_and_upscaled(capsys, model, square, clip, tmp_path):
