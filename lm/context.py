@@ -50,7 +50,8 @@ def hint_latents(tokenizer: PyramidTokenizer, condition: Condition) -> list[Tens
 
 
 class LatentContext:
-    """Walks over the blocks of a batch in order: `at(block)` before its codes are known, `add(block, codes)` after.
+    """Walks over the blocks of a batch in order: `at(block)` before its codes are known, where
+    it is to be looked at, `add(block, codes)` after.
     `history`: latent frames of the chunk before that are shown; `copies`: whether copying codes are; `hints`: whether
     there is room for a hint, `shown` the hint's latents (`hint_latents`), of no chunk where there is none."""
 
@@ -84,10 +85,7 @@ class LatentContext:
     @torch.no_grad()
     def at(self, block: Block) -> Seen:
         """What the block sees."""
-        if block.chunk != self.chunk:
-            self.before = torch.cat([self.before, self.known], dim=2)[:, :, -self.history :]
-            self.known, self.cells = self._zeros(self.chunk_latents), []
-            self.chunk = block.chunk
+        self._enter(block)
         t, h, w = block.grid
         before = ops.level_resample(self.before, (self.history, h, w)).flatten(1, 2)
         parts = [ops.level_resample(self.known, block.grid), before[:, :, None].expand(-1, -1, t, -1, -1)]
@@ -106,6 +104,13 @@ class LatentContext:
                 copies["hint"] = (self._copy(hint[:, :-1]), latent[..., -1:])
         return Seen(latent, copies)
 
+    def _enter(self, block: Block) -> None:
+        """The block may be the first of a new chunk."""
+        if block.chunk != self.chunk:
+            self.before = torch.cat([self.before, self.known], dim=2)[:, :, -self.history :]
+            self.known, self.cells = self._zeros(self.chunk_latents), []
+            self.chunk = block.chunk
+
     def _copy(self, latent: Tensor) -> Tensor:
         """The codes (B, n) of the next level that bring what is known so far nearest to a latent."""
         return self.levels.answer(latent.contiguous(), self.cells).flatten(1)
@@ -113,6 +118,7 @@ class LatentContext:
     @torch.no_grad()
     def add(self, block: Block, codes: Tensor) -> None:
         """codes (B, n) int64 of the block."""
+        self._enter(block)
         part = self.levels.levels[block.level]
         values = part.quantizer.ids_to_codes(codes.reshape(-1, *block.grid))
         self.cells.append(part.cells(values))

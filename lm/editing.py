@@ -93,6 +93,10 @@ class Writer:
         """Of them those that are given from the window before: all chunks but the last."""
         return max(1, self.window - self.lm.tokenizer.config.chunk_frames)
 
+    def num_windows(self, num_frames: int) -> int:
+        """That a clip of so many frames is written in."""
+        return 1 + max(0, -(-(num_frames - self.window) // (self.window - self.overlap)))
+
     def apart(self, number: int) -> Writer:
         """The same for another stage or place of the same frames: with draws of its own."""
         return dataclasses.replace(self, seed=mix_seed(self.seed, 0, number))

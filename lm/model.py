@@ -9,33 +9,27 @@ one pass or in several (decoding.py).
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoTokenizer, DynamicCache
+from transformers import DynamicCache
 
 from lm import layout, quick
-from lm.backbone import LMConfig, load_adapters, load_backbone, merge_adapters, save_adapters
+from lm.backbone import LMConfig, merge_adapters
 from lm.conditions import Condition, hinted
 from lm.context import LatentContext, Seen, context_dim, hint_latents
 from lm.decoding import Decoding, write
+from lm.folder import read_folder, write_folder
 from lm.heads import CodeEmbedding, make_head
 from lm.layout import Block
 from lm.linear_cross_entropy import linear_cross_entropy
 from lm.vocabulary import Vocabulary
-from pyramid.config import load
 from pyramid.levels import check_detail
-from pyramid.tokenizer import PyramidTokenizer, load_weights, model_folder
+from pyramid.tokenizer import PyramidTokenizer
 from pyramid.tokens import TokenPyramid
-
-FORMAT_VERSION = 1
 
 
 class PyramidLM(nn.Module):
@@ -210,12 +204,12 @@ class PyramidLM(nn.Module):
         inputs = tokens if inputs is None else inputs
         blocks = layout.blocks_of(tokens.pyramids, detail, self.memory)
         codes = [inputs.ids[b.chunk][b.level].flatten(1) for b in blocks]
-        seen = self._seen(inputs, blocks, codes, condition)
         asked = [i for i, b in enumerate(blocks) if picked(b) and condition.codes(b.chunk, b.level) is None]
         if not asked:
             raise ValueError("PyramidLM.generation_loss: expected a block that is picked and not given, got none")
         # After the last block that is asked for nothing would see a clean copy.
         clean = [i for i in range(asked[-1]) if blocks[i].remembered]
+        seen = self._seen(inputs, blocks, codes, condition, {*clean, *asked})
         targets = {i: tokens.ids[blocks[i].chunk][blocks[i].level].flatten(1) for i in asked}
         hidden = {i: _hide(blocks[i], len(sentences), generator, tube).to(self.device) for i in asked}
         hidden = {i: torch.ones_like(hide) if hide_all else hide for i, hide in hidden.items()}
@@ -265,13 +259,20 @@ class PyramidLM(nn.Module):
         return linear_cross_entropy(out[:, start - 1 :].flatten(0, 1), head.weight, target.flatten())
 
     def _seen(
-        self, tokens: TokenPyramid, blocks: Sequence[Block], codes: Sequence[Tensor], condition: Condition
-    ) -> list[Seen]:
+        self,
+        tokens: TokenPyramid,
+        blocks: Sequence[Block],
+        codes: Sequence[Tensor],
+        condition: Condition,
+        wanted: Iterable[int],
+    ) -> dict[int, Seen]:
+        """What the `wanted` of the blocks see, by their index."""
         shown = hint_latents(self.tokenizer, condition)
         context = self.context(tokens.batch_size, tokens.height, tokens.width, shown)
-        seen = []
-        for block, code in zip(blocks, codes, strict=True):
-            seen.append(context.at(block))
+        seen, wanted = {}, set(wanted)
+        for index, (block, code) in enumerate(zip(blocks, codes, strict=True)):
+            if index in wanted:
+                seen[index] = context.at(block)
             context.add(block, code)
         return seen
 
@@ -279,9 +280,9 @@ class PyramidLM(nn.Module):
         """Embeddings, intervals and positions of [task] [detail] [blocks] for reading."""
         blocks = layout.blocks_of(tokens.pyramids, detail)
         codes = [tokens.ids[b.chunk][b.level].flatten(1) for b in blocks]
-        seen = self._seen(tokens, blocks, codes, Condition("caption"))
+        seen = self._seen(tokens, blocks, codes, Condition("caption"), range(len(blocks)))
         ids, pads = self.prefix("caption", detail, [[]] * tokens.batch_size)
-        embedded = [self.embed_block(b, c, s) for b, c, s in zip(blocks, codes, seen, strict=True)]
+        embedded = [self.embed_block(b, codes[i], seen[i]) for i, b in enumerate(blocks)]
         x = torch.cat([self.embed_ids(ids), *embedded], dim=1)
         start = ids.shape[1]
         intervals = [layout.prefix_intervals(pads, start), layout.clean_intervals(blocks, pads, start)]
@@ -394,27 +395,7 @@ class PyramidLM(nn.Module):
         tokenizer; with LoRA a peft folder, whose base is named in the config). `tokenizer`: where the video
         tokenizer's folder is, relative to this one, or a hub id; `half`: store float16. Every file appears whole,
         config.json as the last."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        dtype = torch.float16 if half else torch.float32
-        weights = {n: t.to(dtype).contiguous() for n, t in self.state_dict().items() if not n.startswith("backbone.")}
-        config = {"format": "pyramid.lm", "format_version": FORMAT_VERSION, "tokenizer": tokenizer}
-        config |= dataclasses.asdict(self.config)
-        with TemporaryDirectory(prefix=".partial-", dir=folder) as name:
-            part = Path(name)
-            if self.config.lora:
-                save_adapters(self.backbone, part / "backbone")
-            else:
-                state = {n: t.to(dtype) for n, t in self.backbone.state_dict().items()}
-                self.backbone.save_pretrained(part / "backbone", state_dict=state)
-            self.text.save_pretrained(part / "backbone")
-            metadata = {"format": "pt", "version": str(FORMAT_VERSION)}
-            save_file(weights, part / "model.safetensors", metadata=metadata)
-            (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf8")
-            files = [path.relative_to(part) for path in part.rglob("*") if path.is_file()]
-            for file in sorted(files, key=Path("config.json").__eq__):
-                (folder / file).parent.mkdir(parents=True, exist_ok=True)
-                os.replace(part / file, folder / file)
+        write_folder(self, Path(folder), tokenizer, torch.float16 if half else torch.float32)
 
     @staticmethod
     def from_pretrained(
@@ -426,51 +407,7 @@ class PyramidLM(nn.Module):
         Raises FileNotFoundError for a missing folder or file, ValueError for another format, keys of config.json that
         are missing or unknown, or weights that don't fit.
         """
-        folder = model_folder(model)
-        named, config = _read_config(folder / "config.json")
-        if tokenizer is None:
-            beside = folder / named
-            tokenizer = PyramidTokenizer.from_pretrained(beside if beside.is_dir() else named, device=device)
-        text = AutoTokenizer.from_pretrained(folder / "backbone")
-        if config.lora:
-            assert config.backbone is not None  # the config is checked for it
-            backbone = load_adapters(load_backbone(config.backbone), folder / "backbone")
-        else:
-            backbone = load_backbone(folder / "backbone")
-        lm = PyramidLM(config, tokenizer, text, backbone)
-        weights = {f"backbone.{name}": tensor for name, tensor in lm.backbone.state_dict().items()}
-        load_weights(lm, weights | load_file(folder / "model.safetensors"), f"PyramidLM: {folder}")
-        return lm.to(device).eval()
-
-
-def _read_config(path: Path) -> tuple[str, LMConfig]:
-    """What `save_pretrained` wrote: the name of the video tokenizer, and the config."""
-    try:
-        config = json.loads(path.read_text(encoding="utf8"))
-    except ValueError as error:
-        raise ValueError(f"PyramidLM: {path}: expected JSON, got {error}") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"PyramidLM: {path}: expected an object, got {type(config).__name__}")
-    found = (config.pop("format", None), config.pop("format_version", None))
-    if found != ("pyramid.lm", FORMAT_VERSION):
-        raise ValueError(f"PyramidLM: {path}: expected a pyramid.lm, version {FORMAT_VERSION}, got {found}")
-    expected = {"tokenizer", *(field.name for field in dataclasses.fields(LMConfig))}
-    missing, unknown = sorted(expected - config.keys() - _LATER_KEYS.keys()), sorted(config.keys() - expected)
-    if missing or unknown:
-        raise ValueError(f"PyramidLM: {path}: expected the keys of an LMConfig, got {missing=}, {unknown=}")
-    tokenizer = config.pop("tokenizer")
-    return tokenizer, load(LMConfig, _LATER_KEYS | config)
-
-
-# What the first models of this format version, written without these keys, have.
-_LATER_KEYS: dict[str, Any] = {
-    "tasks": ["generate", "caption"],
-    "memory": None,
-    "history": 1,
-    "copies": False,
-    "lora": 0,
-    "decoding": {},
-}
+        return read_folder(PyramidLM, model, tokenizer, device)
 
 
 def _hide(block: Block, batch_size: int, generator: torch.Generator | None, tube: float) -> Tensor:

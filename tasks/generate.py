@@ -111,11 +111,8 @@ def generate(
             begin = time.perf_counter()
             if long:
                 writer = Writer(lm, prompt, negative, details[-1], seed + index, decoding, watch)
-                pieces, windows = (
-                    roll(writer, count, shape),
-                    1 - (writer.window - count) // (writer.window - writer.overlap),
-                )
-                write_pieces(files[index, details[-1]], pieces, tokenizer.config.fps, console, overwrite, windows)
+                pieces, file = roll(writer, count, shape), files[index, details[-1]]
+                write_pieces(file, pieces, tokenizer.config.fps, console, overwrite, writer.num_windows(count))
             else:
                 tokens = lm.generate(
                     [prompt],

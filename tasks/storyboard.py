@@ -83,8 +83,8 @@ def storyboard(
         watch = Preview(lm, preview) if preview is not None else None
         writer = Writer(lm, prompt_at, negative, detail, seed, decoding, watch)
         begin = time.perf_counter()
-        windows = 1 + max(0, -(-(ends[-1] - writer.window) // (writer.window - writer.overlap)))
-        count = write_pieces(out, roll(writer, ends[-1], shape), config.fps, console, overwrite, windows)
+        pieces, windows = roll(writer, ends[-1], shape), writer.num_windows(ends[-1])
+        count = write_pieces(out, pieces, config.fps, console, overwrite, windows)
         took = time.perf_counter() - begin
         record = {
             "prompts": prompts,

@@ -123,7 +123,8 @@ def test_windows_are_seen_only_by_their_last_frames(writer, monkeypatch):
         writer.lm.tokenizer, "encode", lambda video, *a, **k: seen.append(video.shape[2]) or encode(video, *a, **k)
     )
     assert sum(piece.num_frames for piece in roll(writer, 60)) == 60
-    assert max(seen) == writer.overlap and len(seen) == (60 - 9) // 4 + 1
+    assert max(seen) == writer.overlap and len(seen) == (60 - 9) // 4 + 1 == writer.num_windows(60) - 1
+    assert [writer.num_windows(count) for count in (1, 9, 10, 13, 14)] == [1, 1, 2, 2, 3]
     seen.clear()
     list(paint(writer, forget(pieces_of(clip(40), *[4] * 10), Box(0, 0, 8, 8)), "inpaint"))
     assert max(seen) <= writer.window

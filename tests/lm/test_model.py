@@ -216,7 +216,7 @@ def test_a_save_that_fails_leaves_the_old_model(lm, tmp_path, monkeypatch):
 
     lm.save_pretrained(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    monkeypatch.setattr("lm.model.save_file", fail)
+    monkeypatch.setattr("lm.folder.save_file", fail)
     with pytest.raises(OSError, match="no space left"):
         copy.deepcopy(lm).half().save_pretrained(tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
