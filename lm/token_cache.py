@@ -1,6 +1,6 @@
 """Clips tokenized once: `write_tokens` fills a folder with safetensors shards, `TokenDataset` trains from it.
 
-    FOLDER/index.json            format, version, hash of the tokenizer, geometry, what the hints are of
+    FOLDER/index.json            format, version, hash of the tokenizer, geometry, what the clips and hints are of
     FOLDER/00000.safetensors     ids (N, S), hint (N, S) int32 or int64; share (N, cells) uint8; task (N,) uint8
     FOLDER/00000.jsonl           a line a clip: what is said of it
 
@@ -49,11 +49,13 @@ def write_tokens(
     batch_size: int = 16,
     seed: int = 0,
     hints: Sequence[str] | None = None,
+    sources: Sequence[str] = (),
     progress: Callable[[int], None] = lambda done: None,
 ) -> Path:
     """Tokenize the first `count` clips (all by default) of a map-style data set, items as `ClipData` has them, into
     `folder`, whole shards that are there left as they are. Batch i of `batch_size` clips gets hints of the task
-    i mod len(hints); none without `hints`. `progress` is told how many clips are done.
+    i mod len(hints); none without `hints`. `sources`: names of what the clips are of, kept in index.json. `progress` is
+    told how many clips are done.
 
     Raises ValueError for a folder of other tokens, clips or hints.
     """
@@ -70,6 +72,7 @@ def write_tokens(
         "num_frames": c.num_frames,
         "height": c.height,
         "width": c.width,
+        "sources": list(sources),
         "hints": list(hints),
         "seed": seed,
         "batch_size": batch_size,
@@ -127,28 +130,40 @@ def _write_shard(
 
 
 class InTurns(Dataset):
-    """Map-style data sets one clip after the other in turns, without end: those that are through begin again, told so
-    by `set_epoch` where they have it."""
+    """Map-style data sets one clip after the other in turns, those that are through left out, until all are: every clip
+    once. Then all begin again, without end, told so by `set_epoch` where they have it."""
 
     def __init__(self, sets: Sequence[Any]) -> None:
         self.sets = list(sets)
+        self.lengths = [len(clips) for clips in self.sets]
 
     def __len__(self) -> int:
         return 1 << 40
 
+    def place(self, index: int) -> tuple[int, int, int]:
+        """-> number of the set, epoch, row."""
+        epoch, rest = divmod(index, sum(self.lengths))
+        begin = 0
+        for end in sorted(set(self.lengths)):
+            there = [number for number, length in enumerate(self.lengths) if length >= end]
+            if rest < (end - begin) * len(there):
+                return there[rest % len(there)], epoch, begin + rest // len(there)
+            rest -= (end - begin) * len(there)
+            begin = end
+        raise AssertionError("every index has a place")
+
     def __getitems__(self, indices: Sequence[int]) -> list[dict]:
-        found: dict[int, dict] = {}
-        for number, clips in enumerate(self.sets):
-            mine = [index for index in indices if index % len(self.sets) == number]
-            for epoch in sorted({index // len(self.sets) // len(clips) for index in mine}):
-                if hasattr(clips, "set_epoch"):
-                    clips.set_epoch(epoch)
-                now = [index for index in mine if index // len(self.sets) // len(clips) == epoch]
-                rows = [index // len(self.sets) % len(clips) for index in now]
-                many = getattr(clips, "__getitems__", None)
-                items = many(rows) if many is not None else [clips[row] for row in rows]
-                found |= dict(zip(now, items, strict=True))
-        return [found[index] for index in indices]
+        places = [self.place(index) for index in indices]
+        found: dict[tuple[int, int, int], dict] = {}
+        for number, epoch in sorted({place[:2] for place in places}):
+            clips: Any = self.sets[number]
+            if hasattr(clips, "set_epoch"):
+                clips.set_epoch(epoch)
+            rows = [row for *where, row in places if tuple(where) == (number, epoch)]
+            many = getattr(clips, "__getitems__", None)
+            items = many(rows) if many is not None else [clips[row] for row in rows]
+            found |= {(number, epoch, row): item for row, item in zip(rows, items, strict=True)}
+        return [found[place] for place in places]
 
 
 class TokenDataset(Dataset):
@@ -175,6 +190,12 @@ class TokenDataset(Dataset):
             raise ValueError(f"TokenDataset: {folder}: expected shards of tokens, found none")
         parts = [load_file(shard) for shard in shards]
         self.columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        if "task" in self.columns:  # numbered as this folder lists them
+            unknown = [task for task in index["hints"] if task not in hinted()]
+            if unknown:
+                raise ValueError(f"TokenDataset: {folder}: expected hints of {', '.join(hinted())}, got {unknown}")
+            numbers = torch.tensor([hinted().index(task) for task in index["hints"]])
+            self.columns["task"] = numbers[self.columns["task"].long()]
         self.said: list[dict[str, str]] = []
         for shard in shards:
             lines = shard.with_suffix(".jsonl").read_text(encoding="utf8").splitlines()

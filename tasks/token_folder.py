@@ -44,9 +44,9 @@ def tokens(
 ) -> int:
     """Tokenize clips once, for `pyramid train lm tokens=OUT`.
 
-    OUT/train and OUT/val hold shards of ids (safetensors), and what is said of each clip. A folder with fewer clips
-    than are asked for is gone over again, each time at other places of its clips. A run that was stopped goes on with
-    --resume.
+    OUT/train and OUT/val hold shards of ids (safetensors), and what is said of each clip. Every clip is taken once before
+    one is taken again; where more are asked for than there are, all are gone over again, at other places of the
+    clips. A run that was stopped goes on with --resume.
     """
     with Console("data tokens", as_json, writes=True) as console:
         from lm.conditions import hinted
@@ -79,7 +79,16 @@ def tokens(
                 console.note(f"{part}: {done} of {count} clips in {took:.0f} s, {left:.0f} s left")
 
             chosen = hinted() if hints else ()
-            write_tokens(model, clips_of, out / part, count=count, seed=seed, hints=chosen, progress=told)
+            write_tokens(
+                model,
+                clips_of,
+                out / part,
+                count=count,
+                seed=seed,
+                hints=chosen,
+                sources=[Path(name).name for name in data],
+                progress=told,
+            )
             record = {"out": str(out / part), "clips": count, "seconds": round(time.monotonic() - begin, 1)}
             console.emit(record, f"{out / part}: {count} clips")
     return DONE

@@ -233,6 +233,22 @@ def test_data_sets_take_turns_and_begin_again():
         def __getitem__(self, index):
             return {"clip": f"{self.name}{index}.{self.epoch}"}
 
-    clips = InTurns([Few("a", 2), Few("b", 3)])
-    found = [item["clip"] for item in clips.__getitems__(list(range(10)))]
-    assert found == ["a0.0", "b0.0", "a1.0", "b1.0", "a0.1", "b2.0", "a1.1", "b0.1", "a0.2", "b1.1"]
+    clips = InTurns([Few("a", 2), Few("b", 4), Few("c", 3)])
+    found = [item["clip"] for item in clips.__getitems__(list(range(12)))]
+    once = ["a0", "b0", "c0", "a1", "b1", "c1", "b2", "c2", "b3"]  # every clip, the longer ones to the end
+    assert found == [f"{clip}.0" for clip in once] + ["a0.1", "b0.1", "c0.1"]
+    assert [item["clip"] for item in clips.__getitems__([11, 3])] == ["c0.1", "a1.0"]
+
+
+def test_the_tasks_of_hints_are_read_by_name(tokenizer, tmp_path):
+    names = tuple(reversed(hinted()))
+    clips = ShapesDataset(preset("mini"), "val")
+    out = write_tokens(tokenizer, clips, tmp_path, count=len(names), batch_size=1, hints=names, sources=["shapes:mini"])
+    assert [hinted()[item["task"]] for item in TokenDataset(out)] == list(names)
+    assert json.loads((out / "index.json").read_text())["sources"] == ["shapes:mini"]
+    with pytest.raises(ValueError, match=r"got another \['sources'\]"):
+        write_tokens(tokenizer, clips, tmp_path, count=len(names), batch_size=1, hints=names, sources=["shapes:full"])
+    index = json.loads((out / "index.json").read_text())
+    (out / "index.json").write_text(json.dumps(index | {"hints": ["dance", *names[1:]]}))
+    with pytest.raises(ValueError, match=r"expected hints of .*, got \['dance'\]"):
+        TokenDataset(out)
