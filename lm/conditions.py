@@ -27,13 +27,20 @@ from pyramid.tokens import TokenPyramid
 class Condition:
     """What is given of B clips. `task`: the name whose token stands first. `tokens`: all levels of the first chunks,
     known exactly; `draft`: the first levels of all chunks. `hint`: tokens of the filled clip, and `share`, one for each
-    chunk: which part of each latent cell is known, (B, t, h, w) in [0, 1]; a cell of share 0 gives no hint."""
+    chunk: which part of each latent cell is known, (B, t, h, w) in [0, 1]; a cell of share 0 gives no hint. `shape`:
+    (frames, height, width) of the clips to write, where it is settled."""
 
     task: str = "generate"
     tokens: TokenPyramid | None = None
     draft: TokenPyramid | None = None
     hint: TokenPyramid | None = None
     share: tuple[Tensor, ...] = ()
+    shape: tuple[int, int, int] | None = None
+
+    def __post_init__(self) -> None:
+        for whole in (self.hint, self.draft):
+            if self.shape is None and whole is not None:
+                object.__setattr__(self, "shape", (whole.num_frames, whole.height, whole.width))
 
     def codes(self, chunk: int, level: int) -> Tensor | None:
         """The ids (B, t, h, w) of a block that is given, None of one that is not."""
@@ -55,7 +62,7 @@ class Condition:
         tokens, draft, hint = (
             None if part is None else of_tokens(part) for part in (self.tokens, self.draft, self.hint)
         )
-        return Condition(self.task, tokens, draft, hint, tuple(of_share(share) for share in self.share))
+        return Condition(self.task, tokens, draft, hint, tuple(of_share(share) for share in self.share), self.shape)
 
 
 # ---------------------------------------------------------------------------------------------- filling
@@ -251,7 +258,7 @@ def make_condition(
         exact += 1
     tokens = shown.first(sum(lengths[:exact]), exact) if exact else None
     rest = any(part.any() for part in share[exact:])
-    return Condition(task, tokens, None, shown if rest else None, share if rest else ())
+    return Condition(task, tokens, None, shown if rest else None, share if rest else (), tuple(video.shape[2:]))
 
 
 def cell_share(known: Tensor, tokenizer: PyramidTokenizer) -> tuple[Tensor, ...]:

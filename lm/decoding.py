@@ -163,7 +163,8 @@ def write(
     batch, condition = len(prompts), condition.to(lm.device)
     num_frames, (height, width) = _shape(lm, condition, num_frames, size)
     pyramids = lm.tokenizer.pyramids(num_frames, height, width)
-    _check_fits(condition, batch, num_frames, (height, width), len(pyramids))
+    chunk_frames = lm.tokenizer.config.chunk_frames
+    _check_fits(condition, batch, num_frames, (height, width), chunk_frames, len(pyramids))
     negatives = [negative] * batch if isinstance(negative, str) else list(negative)
     if len(negatives) != batch:
         raise ValueError(
@@ -306,13 +307,10 @@ def _shape(
     lm: PyramidLM, condition: Condition, num_frames: int | None, size: tuple[int, int] | None
 ) -> tuple[int, tuple[int, int]]:
     """Frames and pixel size: as asked for, else of the condition, else those the tokenizer was trained on."""
-    c = lm.tokenizer.config
-    whole = condition.hint if condition.hint is not None else condition.draft
-    if num_frames is None:
-        num_frames = c.num_frames if whole is None else whole.num_frames
-    given = condition.tokens if whole is None else whole
-    if size is None:
-        size = c.size if given is None else (given.height, given.width)
+    c, tokens = lm.tokenizer.config, condition.tokens
+    settled = condition.shape or (c.num_frames, *(c.size if tokens is None else (tokens.height, tokens.width)))
+    num_frames = settled[0] if num_frames is None else num_frames
+    size = settled[1:] if size is None else size
     if min(num_frames, *size) < 1:
         raise ValueError(
             "PyramidLM.generate: num_frames and both sides of size must be at least 1, got "
@@ -321,7 +319,9 @@ def _shape(
     return num_frames, size
 
 
-def _check_fits(condition: Condition, batch: int, num_frames: int, size: tuple[int, int], num_chunks: int) -> None:
+def _check_fits(
+    condition: Condition, batch: int, num_frames: int, size: tuple[int, int], chunk_frames: int, num_chunks: int
+) -> None:
     for name, given in (("tokens", condition.tokens), ("draft", condition.draft), ("hint", condition.hint)):
         if given is None:
             continue
@@ -331,11 +331,16 @@ def _check_fits(condition: Condition, batch: int, num_frames: int, size: tuple[i
                 f"PyramidLM.generate: condition: {name}: expected {batch} clips of {size[0]}x{size[1]} and at most "
                 f"{num_chunks} chunks, got {given.batch_size} of {given.height}x{given.width} and {given.num_chunks}"
             )
-    for name, given in (("draft", condition.draft), ("hint", condition.hint)):
-        if given is not None and given.num_frames != num_frames:
+        if name != "tokens" and given.num_frames != num_frames:
             raise ValueError(
                 f"PyramidLM.generate: condition: {name}: expected {num_frames} frames, got {given.num_frames}"
             )
+    given = condition.tokens
+    if given is not None and given.num_frames != num_frames and (given.num_frames - 1) % chunk_frames:
+        raise ValueError(
+            f"PyramidLM.generate: condition: tokens: expected whole chunks, 1 frame or that and a multiple of "
+            f"{chunk_frames}, before frames that are to be written, got {given.num_frames} frames of {num_frames}"
+        )
 
 
 DECODING_FIELDS = tuple(field.name for field in fields(Decoding))

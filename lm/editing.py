@@ -93,9 +93,9 @@ class Writer:
         """Of them those that are given from the window before: all chunks but the last."""
         return max(1, self.window - self.lm.tokenizer.config.chunk_frames)
 
-    def num_windows(self, num_frames: int) -> int:
-        """That a clip of so many frames is written in."""
-        return 1 + max(0, -(-(num_frames - self.window) // (self.window - self.overlap)))
+    def starts(self, num_frames: int) -> list[int]:
+        """The first frames of the windows that a clip of so many frames is written in."""
+        return [0, *range(self.window, num_frames, self.window - self.overlap)]
 
     def apart(self, number: int) -> Writer:
         """The same for another stage or place of the same frames: with draws of its own."""
@@ -191,8 +191,12 @@ def paint(writer: Writer, pieces: Pieces, task: str, box: Box | None = None, **o
 
 
 def _tail(video: Tensor, overlap: int) -> Tensor:
-    """The last frames, as many as are given to the next window; of a clip shorter than that the last one."""
-    return video[:, :, -(overlap if video.shape[2] >= overlap else 1) :]
+    """The last frames, as many as are given to the next window. Of a single frame that one; before a clip of more, but
+    fewer than that, its first frame stands still."""
+    missing = overlap - video.shape[2]
+    if missing > 0 and video.shape[2] > 1:
+        return torch.cat([video[:, :, :1].expand(-1, -1, missing, -1, -1), video], dim=2)
+    return video[:, :, -overlap:]
 
 
 def _window(
@@ -219,7 +223,7 @@ def _put(piece: Piece, written: Tensor, box: Box | None) -> Piece:
 
 def outpaint(writer: Writer, pieces: Pieces, size: tuple[int, int], known: Box) -> Iterator[Piece]:
     """A stage that writes what is around the box `known` in frames of `size` (height, width): step by step outward, in
-    boxes as large as the frames the model was trained on, half of each known."""
+    boxes (`outward`), at least half of each known."""
     trained = writer.lm.tokenizer.config.size
     for number, box in enumerate(outward(size, known, trained)):
         pieces = paint(writer.apart(number), pieces, "outpaint", box)

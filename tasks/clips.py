@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import av
 import numpy as np
@@ -14,6 +16,10 @@ from torch import Tensor
 from pyramid.data.container import open_video, video_stream
 from pyramid.data.frames import VideoInfo, iter_frames
 from pyramid.data.transforms import from_uint8
+from pyramid.data.video import max_rate
+
+if TYPE_CHECKING:
+    from tasks.console import Console
 
 
 def rate_varies(path: Path) -> bool:
@@ -39,6 +45,21 @@ def shown_size(info: VideoInfo, max_side: int | None = None) -> tuple[int, int]:
         width = max(2, 2 * round(width * info.pixel_aspect / 2))
     scale = min(1.0, max_side / max(height, width)) if max_side is not None else 1.0
     return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def written_rate(info: VideoInfo, file: Path, usual: float) -> float:
+    """Frames a second of what is written to `file`: the clip's own, `usual` where it has none, at most what the format
+    takes."""
+    rate = info.fps if info.fps and math.isfinite(info.fps) else usual
+    return min(rate, max_rate(file))
+
+
+def name_losses(path: Path, info: VideoInfo, rate: float, console: Console) -> None:
+    """Say what of a clip is not kept in one of `rate` frames a second: uneven times, sound."""
+    if (info.fps or 0) <= rate and rate_varies(path):
+        console.note(f"{path}: its frame rate varies; the frames are written at {rate:.4g} a second throughout")
+    if info.has_audio:
+        console.note(f"{path}: its sound is not kept")
 
 
 def stream_chunks(

@@ -37,6 +37,9 @@ from tasks.writing import (
 
 if TYPE_CHECKING:
     from lm.editing import Box, Piece, Writer
+    from pyramid.data.frames import VideoInfo
+
+MAX_SIDE = 16384  # pixels, of what is outpainted
 
 
 def edit(
@@ -100,6 +103,7 @@ def edit(
     with Console("edit", as_json, writes=True) as console:
         from lm.editing import Writer
         from pyramid.levels import check_detail
+        from tasks.clips import name_losses
         from tasks.models import load_lm
 
         asked = {
@@ -116,7 +120,7 @@ def edit(
         _check(chain, clip, extend, frames)
         hole = _box(inpaint) if inpaint else None
         shapes = [_shape(part) for part in outpaint.split(",")] if outpaint else []
-        decoding = decoding_options(decoder, passes, order, temperature, top_p, guidance)
+        decoding = decoding_options(decoder, passes, order, temperature, top_p, guidance, negative)
         lm = load_lm(model, check_device(device))
         for name in chain:
             lm.vocabulary.task({"extend": "continue", "between": "interpolate"}.get(name, name))
@@ -124,17 +128,18 @@ def edit(
         if refine is not None and refine >= detail:
             raise ValueError(f"--refine: expected fewer than the {detail} levels to write, got {refine}")
         claim([out], overwrite, inputs=sources)
-        plan = _Plan.of(sources[0], min(lm.tokenizer.config.size), shapes, bring_up=upscale)
+        config = lm.tokenizer.config
+        plan = _Plan.of(sources[0], out, min(config.size), config.fps, shapes, bring_up=upscale)
         watch = Preview(lm, preview) if preview is not None else None
         writer = Writer(lm, prompt, negative, detail, seed, decoding, watch)
-        fps = lm.tokenizer.config.fps if plan.fps is None else plan.fps
         begin = time.perf_counter()
         if between:
             pieces = _between(writer, between, plan, frames)
         else:
-            more = max(1, round(extend * fps)) if extend else 0
+            name_losses(sources[0], plan.info, plan.fps, console)
+            more = max(1, round(extend * plan.fps)) if extend else 0
             pieces = _chain(writer, sources[0], plan, upscale, stylize, refine, hole, more)
-        count = write_pieces(out, pieces, fps, console, overwrite)
+        count = write_pieces(out, pieces, plan.fps, console, overwrite)
         took = time.perf_counter() - begin
         record = {
             "input": [str(path) for path in sources],
@@ -190,16 +195,17 @@ def _shape(text: str) -> float:
 class _Plan:
     """Sizes as (height, width). `file`: of the file; `native`: the same, or the model's where it is upscaled; `work`:
     as the model sees it, its shorter side the model's; `canvases`: what that is widened to, step by step, each around
-    the middle of the last; `shown`: of the result, where the file's frames stand at `place`, (top, left). `fps` is
-    None for an image."""
+    the middle of the last; `shown`: of the result, where the file's frames stand at `place`, (top, left). `fps`: of the
+    result, the file's own where the output's format takes it."""
 
+    info: VideoInfo
     file: tuple[int, int]
     native: tuple[int, int]
     work: tuple[int, int]
     canvases: tuple[tuple[int, int], ...]
     shown: tuple[int, int]
     place: tuple[int, int]
-    fps: float | None
+    fps: float
 
     @property
     def canvas(self) -> tuple[int, int]:
@@ -207,11 +213,11 @@ class _Plan:
         return self.canvases[-1] if self.canvases else self.work
 
     @staticmethod
-    def of(path: Path, side: int, shapes: Sequence[float], *, bring_up: bool) -> _Plan:
-        """For a clip or an image. `side`: the model's shorter side; `shapes`: width over height of what it is widened
-        to; `bring_up`: the result has the model's resolution."""
+    def of(path: Path, out: Path, side: int, fps: float, shapes: Sequence[float], *, bring_up: bool) -> _Plan:
+        """For a clip or an image. `side`, `fps`: the model's shorter side and rate; `shapes`: width over height of what
+        it is widened to; `bring_up`: the result has the model's resolution."""
         from pyramid.data.frames import probe
-        from tasks.clips import shown_size
+        from tasks.clips import shown_size, written_rate
 
         info = probe(path)
         file = native = shown_size(info)
@@ -224,14 +230,25 @@ class _Plan:
                     f"model's resolution, got {native[1]}x{native[0]}"
                 )
             native, scale = work, 1.0
-        shown, place, canvases = native, (0, 0), []
+        shown, place, canvases = native, (0, 0), list[tuple[int, int]]()
         for shape in shapes:
             wider = _widened(shown, shape)
             place = (place[0] + (wider[0] - shown[0]) // 2, place[1] + (wider[1] - shown[1]) // 2)
             shown = wider
-            canvases.append((round(shown[0] * scale), round(shown[1] * scale)))
-        still = info.frames == 1 or not info.fps or not math.isfinite(info.fps)
-        return _Plan(file, native, work, tuple(canvases), shown, place, None if still else info.fps)
+            if max(shown) > MAX_SIDE:
+                raise ValueError(
+                    f"--outpaint: {path}: expected a frame of at most {MAX_SIDE} pixels a side, got "
+                    f"{shown[1]}x{shown[0]}"
+                )
+            # Grown by the same on both sides, as the file's frames are: the middle stays the middle.
+            canvases.append(
+                (
+                    work[0] + 2 * round((shown[0] - native[0]) * scale / 2),
+                    work[1] + 2 * round((shown[1] - native[1]) * scale / 2),
+                )
+            )
+        rate = fps if info.frames == 1 else written_rate(info, out, fps)
+        return _Plan(info, file, native, work, tuple(canvases), shown, place, rate)
 
 
 def _widened(size: tuple[int, int], shape: float) -> tuple[int, int]:
@@ -261,7 +278,7 @@ def _chain(
             f"--inpaint: expected a box within {plan.file[1]}x{plan.file[0]} pixels, got "
             f"{hole.left},{hole.top},{hole.width},{hole.height}"
         )
-    pieces: Iterator[Piece] = (next(editing.whole(resized(chunk, plan.work))) for chunk in _frames(writer, path))
+    pieces: Iterator[Piece] = (next(editing.whole(resized(chunk, plan.work))) for chunk in _frames(writer, path, plan))
     if upscale:
         pieces = editing.paint(writer.apart(1), pieces, "upscale", factor=1)
     if stylize:
@@ -280,13 +297,14 @@ def _chain(
     if more:
         pieces = editing.extend(writer, pieces, more)
     kept = not (upscale or stylize or refine)
-    return _brought_back(pieces, _frames(writer, path) if kept else iter(()), plan, hole)
+    return _brought_back(pieces, _frames(writer, path, plan) if kept else iter(()), plan, hole)
 
 
-def _frames(writer: Writer, path: Path) -> Iterator[Any]:
+def _frames(writer: Writer, path: Path, plan: _Plan) -> Iterator[Any]:
     from tasks.clips import stream_chunks
 
-    return stream_chunks(path, writer.lm.tokenizer.config.chunk_frames)
+    fewer = plan.fps if (plan.info.fps or 0) > plan.fps else None  # where the format does not take the clip's rate
+    return stream_chunks(path, writer.lm.tokenizer.config.chunk_frames, fps=fewer)
 
 
 def _scaled(box: Box, native: tuple[int, int], work: tuple[int, int]) -> Box:

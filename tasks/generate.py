@@ -89,7 +89,7 @@ def generate(
         jobs = [prompt for prompt in prompts for _ in range(num)]
         if seed + len(jobs) - 1 > MAX_SEED:
             raise ValueError(f"--seed: expected at most {MAX_SEED - len(jobs) + 1} for {len(jobs)} clips, got {seed}")
-        decoding = decoding_options(decoder, passes, order, temperature, top_p, guidance)
+        decoding = decoding_options(decoder, passes, order, temperature, top_p, guidance, negative)
         shape = parse_size(size) if size is not None else None
         lm = load_lm(model, check_device(device))
         tokenizer = lm.tokenizer
@@ -112,7 +112,7 @@ def generate(
             if long:
                 writer = Writer(lm, prompt, negative, details[-1], seed + index, decoding, watch)
                 pieces, file = roll(writer, count, shape), files[index, details[-1]]
-                write_pieces(file, pieces, tokenizer.config.fps, console, overwrite, writer.num_windows(count))
+                write_pieces(file, pieces, tokenizer.config.fps, console, overwrite, len(writer.starts(count)))
             else:
                 tokens = lm.generate(
                     [prompt],

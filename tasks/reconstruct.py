@@ -112,22 +112,18 @@ def reconstruct_file(
     from pyramid.data.frames import probe
     from pyramid.data.transforms import to_uint8
     from pyramid.data.video import VideoWriter
-    from tasks.clips import rate_varies, shown_size, stream_chunks
+    from tasks.clips import name_losses, shown_size, stream_chunks, written_rate
 
     info = probe(path)
     sheet = len(set(files.values())) == 1 and next(iter(files.values())).suffix.lower() == ".png"
-    rate = info.fps if info.fps and math.isfinite(info.fps) else tokenizer.config.fps
-    limit = 50.0 if next(iter(files.values())).suffix.lower() == ".gif" else 1000.0
+    rate = written_rate(info, next(iter(files.values())), tokenizer.config.fps)
     scores = {k: _Score() for k in files}
     strips = {k: _strip() for k in (0, *files)} if sheet else {}
     height, width = size = shown_size(info, max_side)
-    faster = rate > limit  # then frames are left out, going by their times
-    rate = min(rate, limit)
-    if not sheet and not faster and rate_varies(path):
-        console.note(f"{path}: its frame rate varies; the frames are written at {rate:.4g} a second throughout")
-    if not sheet and info.has_audio:
-        console.note(f"{path}: its sound is not kept")
-    chunks = stream_chunks(path, tokenizer.config.chunk_frames, fps=rate if faster else None, size=size)
+    if not sheet:
+        name_losses(path, info, rate, console)
+    fewer = rate if (info.fps or 0) > rate else None  # then frames are left out, going by their times
+    chunks = stream_chunks(path, tokenizer.config.chunk_frames, fps=fewer, size=size)
     chunks = console.track(chunks, path.name, _num_chunks(tokenizer, info.frames))
     with contextlib.ExitStack() as stack:
         writers: dict[int, VideoWriter] = {}

@@ -66,7 +66,7 @@ def storyboard(
 
         if any(not prompt.strip() for prompt in prompts):
             raise ValueError("PROMPT: expected a few words, got an empty one")
-        decoding = decoding_options(decoder, passes, order, temperature, top_p, guidance)
+        decoding = decoding_options(decoder, passes, order, temperature, top_p, guidance, negative)
         shape = parse_size(size) if size is not None else None
         lm = load_lm(model, check_device(device))
         config = lm.tokenizer.config
@@ -80,10 +80,11 @@ def storyboard(
         def prompt_at(frame: int) -> str:
             return prompts[min(bisect_right(ends, frame), len(prompts) - 1)]
 
+        check_shots(prompts, ends, Writer(lm).starts(ends[-1]), config.fps)
         watch = Preview(lm, preview) if preview is not None else None
         writer = Writer(lm, prompt_at, negative, detail, seed, decoding, watch)
         begin = time.perf_counter()
-        pieces, windows = roll(writer, ends[-1], shape), writer.num_windows(ends[-1])
+        pieces, windows = roll(writer, ends[-1], shape), len(writer.starts(ends[-1]))
         count = write_pieces(out, pieces, config.fps, console, overwrite, windows)
         took = time.perf_counter() - begin
         record = {
@@ -97,6 +98,19 @@ def storyboard(
         }
         console.emit(record, f"{out}: {len(prompts)} prompts, {count} frames, {took:.1f} s")
     return DONE
+
+
+def check_shots(prompts: list[str], ends: list[int], starts: list[int], fps: float) -> None:
+    """Raises ValueError for a prompt in whose time, up to its frame of `ends`, no window of `starts` begins."""
+    for prompt, begin, end in zip(prompts, [0, *ends], ends, strict=False):
+        if not any(begin <= start < end for start in starts):
+            after = next((start for start in starts if start >= begin), None)
+            least = "" if after is None else f" of at least {(after + 1 - begin) / fps:.3g} s"
+            raise ValueError(
+                f"--seconds: expected a time{least} in which one of the model's windows begins, at "
+                f"{', '.join(f'{start / fps:.3g}' for start in starts[:8])} s, for {prompt!r}, got "
+                f"{begin / fps:.3g} to {end / fps:.3g} s"
+            )
 
 
 def _spans(text: str, count: int) -> list[float]:

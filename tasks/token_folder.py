@@ -44,8 +44,8 @@ def tokens(
 ) -> int:
     """Tokenize clips once, for `pyramid train lm tokens=OUT`.
 
-    OUT/train and OUT/val hold shards of ids (safetensors), and what is said of each clip. Every clip is taken once before
-    one is taken again; where more are asked for than there are, all are gone over again, at other places of the
+    OUT/train and OUT/val hold shards of ids (safetensors), and what is said of each clip. Every clip is taken once
+    before one is taken again; where more are asked for than there are, all are gone over again, at other places of the
     clips. A run that was stopped goes on with --resume.
     """
     with Console("data tokens", as_json, writes=True) as console:

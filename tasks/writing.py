@@ -65,8 +65,10 @@ def decoding_options(
     temperature: str | None,
     top_p: float | None,
     guidance: float | None,
+    negative: str = "",
 ) -> dict[str, Any]:
-    """The fields of `Decoding` that were given, checked. Raises ValueError for one that is out of range."""
+    """The fields of `Decoding` that were given, checked. Raises ValueError for one that is out of range, or that would
+    change nothing beside the others."""
     from lm.decoding import Decoding
 
     given = {
@@ -78,8 +80,13 @@ def decoding_options(
         "guidance": guidance,
     }
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    for flag, value in (("--passes", passes), ("--order", order)):
+        if value is not None and options.setdefault("decoder", "masked") != "masked":
+            raise ValueError(f"{flag}: expected --decoder masked, which alone takes it, got {decoder}")
+    if negative and guidance == 1:
+        raise ValueError("--negative: expected --guidance above 1, which presses away from it, got 1")
     if "passes" in options:
-        options |= {"first_passes": ()} | ({} if decoder else {"decoder": "masked"})
+        options["first_passes"] = ()
     Decoding(**options)
     return options
 
@@ -103,7 +110,6 @@ class Preview:
         self.before: State | None = None
         self.after: State | None = None
         self.frames: list[Tensor] = []
-        folder.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, chunk: int, level: int, ids: tuple[Tensor, ...], size: tuple[int, int]) -> None:
         import torch
@@ -121,6 +127,7 @@ class Preview:
         sheet = contact_sheet(
             [torch.cat(self.frames, dim=2)[0]], [f"chunk {chunk + 1}, level {level + 1}"], max_frames=9
         )
+        self.folder.mkdir(parents=True, exist_ok=True)
         name = f"window-{self.window}.chunk-{chunk + 1}.level-{level + 1}.png"
         with VideoWriter(self.folder / name, overwrite=True) as writer:
             writer.write(sheet)
@@ -131,22 +138,14 @@ def write_pieces(
 ) -> int:
     """Write a stream of pieces as it comes, .png as a sheet; returns the number of frames."""
     from pyramid.data.transforms import to_uint8
-    from pyramid.data.video import VideoWriter, contact_sheet
+    from pyramid.data.video import VideoWriter
 
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if file.suffix.lower() == ".png":
-        from lm.editing import joined
-
-        video = joined(console.track(pieces, file.name, total))
-        frame = to_uint8(video[0])[0] if video.shape[2] == 1 else contact_sheet([video[0]], max_frames=9)
-        with VideoWriter(file, overwrite=overwrite) as writer:
-            writer.write(frame)
-        return video.shape[2]
     count = 0
     with ExitStack() as stack:
         target: VideoWriter | None = None
         for piece in console.track(pieces, file.name, total):
             if target is None:  # once there is something to write
+                file.parent.mkdir(parents=True, exist_ok=True)
                 target = stack.enter_context(VideoWriter(file, fps=fps, overwrite=overwrite))
             for frame in to_uint8(piece.video[0]).numpy(force=True):
                 target.write(frame)

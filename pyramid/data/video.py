@@ -75,6 +75,11 @@ def check_suffix(path: str | os.PathLike) -> str:
     return suffix
 
 
+def max_rate(path: str | os.PathLike) -> float:
+    """The most frames a second that a file of this suffix may have."""
+    return 50.0 if check_suffix(path) == ".gif" else 1000.0
+
+
 def read_clip(
     path: str | os.PathLike,
     *,
@@ -129,7 +134,7 @@ class VideoWriter:
     def __init__(self, path: str | os.PathLike, fps: float = 8, overwrite: bool = False):
         self.path = Path(path)
         suffix = check_suffix(self.path)
-        low, high = (0.002, 50) if suffix == ".gif" else (0.001, 1000)
+        low, high = (0.002 if suffix == ".gif" else 0.001), max_rate(self.path)
         if not low <= fps <= high:
             raise ValueError(f"{path}: fps must be from {low} to {high} for {suffix}, got {fps}")
         if not self.path.parent.is_dir():

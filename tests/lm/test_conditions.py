@@ -227,6 +227,23 @@ def test_a_condition_must_fit_the_clips(lm):
             lm.generate(**arguments, condition=condition)
 
 
+def test_the_clips_are_as_long_as_those_the_condition_is_of(lm):
+    video = torch.cat([clips(), clips()[:, :, 1:9]], dim=2)  # 25 frames, the first chunks given, of the rest nothing
+    known = torch.zeros(25, *video.shape[3:], dtype=torch.bool)
+    known[:9] = True
+    condition = make_condition(lm.tokenizer, "continue", video, known)
+    assert condition.hint is None and lm.generate(["", ""], condition=condition).num_frames == 25
+    nothing = make_condition(lm.tokenizer, "inpaint", video[..., :24, :16], known[..., :24, :16] & False)
+    assert lm.generate(["", ""], 1, condition=nothing).height == min(24, video.shape[3])
+
+
+def test_a_chunk_that_was_cut_is_not_whole(lm):
+    cut = Condition("continue", lm.tokenizer.encode(clips()[:, :, :6]))
+    with pytest.raises(ValueError, match="expected whole chunks, .* got 6 frames of 17"):
+        lm.generate(["", ""], condition=cut)
+    assert lm.generate(["", ""], condition=cut, num_frames=6).num_frames == 6
+
+
 def test_a_model_that_was_not_made_for_a_task_says_so(lm):
     config = LMConfig(dim=32, num_layers=1, num_heads=2, mlp=32, tasks=("generate", "caption"))
     small = PyramidLM(config, lm.tokenizer, lm.text, make_backbone(config, len(lm.text))).eval()

@@ -104,6 +104,13 @@ def test_what_is_added_follows_what_is_there(writer):
     video = clip(7)
     out = joined(extend(writer, pieces_of(video, 1, 4, 2), 14))
     assert out.shape[2] == 21 and torch.equal(out[:, :, :7], video)
+    short = joined(
+        extend(writer, pieces_of(clip(3)), 4)
+    )  # fewer than are given to a window: the first one stands still
+    held = torch.cat([clip(3)[:, :, :1], clip(3)[:, :, :1], clip(3)], dim=2)
+    assert short.shape[2] == 7 and torch.equal(short[:, :, :3], clip(3))
+    assert not torch.equal(short[:, :, 3:], joined(extend(writer, pieces_of(clip(3)[:, :, -1:]), 4))[:, :, 1:])
+    assert held.shape[2] == writer.overlap
     image = joined(extend(writer, pieces_of(clip(1)), 6))
     assert image.shape[2] == 7 and torch.equal(image[:, :, :1], clip(1))
     with pytest.raises(ValueError, match="expected at least one frame to go on from"):
@@ -123,8 +130,9 @@ def test_windows_are_seen_only_by_their_last_frames(writer, monkeypatch):
         writer.lm.tokenizer, "encode", lambda video, *a, **k: seen.append(video.shape[2]) or encode(video, *a, **k)
     )
     assert sum(piece.num_frames for piece in roll(writer, 60)) == 60
-    assert max(seen) == writer.overlap and len(seen) == (60 - 9) // 4 + 1 == writer.num_windows(60) - 1
-    assert [writer.num_windows(count) for count in (1, 9, 10, 13, 14)] == [1, 1, 2, 2, 3]
+    assert max(seen) == writer.overlap and len(seen) == (60 - 9) // 4 + 1 == len(writer.starts(60)) - 1
+    assert writer.starts(14) == [0, 9, 13]
+    assert [len(writer.starts(count)) for count in (1, 9, 10, 13, 14)] == [1, 1, 2, 2, 3]
     seen.clear()
     list(paint(writer, forget(pieces_of(clip(40), *[4] * 10), Box(0, 0, 8, 8)), "inpaint"))
     assert max(seen) <= writer.window

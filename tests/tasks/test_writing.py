@@ -54,6 +54,9 @@ def test_the_same_seed_gives_the_same_clip(capsys, model, tmp_path):
         ([" "], "expected a few words"),
         (["a ring", "--detail", "9"], "numbers from 1 to 5"),
         (["a ring", "--top-p", "2"], "top-p"),
+        (["a ring", "--order", "halton", "--decoder", "raster"], "--order: expected --decoder masked"),
+        (["a ring", "--passes", "2", "--decoder", "next-level"], "--passes: expected --decoder masked"),
+        (["a ring", "--negative", "red", "--guidance", "1"], "--negative: expected --guidance above 1"),
     ],
 )
 def test_generate_refuses_in_one_line(capsys, model, tmp_path, monkeypatch, args, message):
@@ -84,7 +87,7 @@ def test_a_hole_of_a_clip_that_is_brought_up_is_where_it_was(capsys, model, tmp_
     from tasks.edit import _Plan, _scaled
 
     write_video(tmp_path / "small.mkv", [np.zeros((16, 16, 3), dtype=np.uint8)] * 3, fps=8)
-    plan = _Plan.of(tmp_path / "small.mkv", 32, [], bring_up=True)
+    plan = _Plan.of(tmp_path / "small.mkv", tmp_path / "out.mkv", 32, 8, [], bring_up=True)
     assert _scaled(Box(12, 12, 4, 4), plan.file, plan.work) == Box(24, 24, 8, 8)
     args = ["edit", tmp_path / "small.mkv", "--upscale", "--inpaint", "12,12,8,8", "--model", model]
     code, _, err = run(capsys, *args, "--out", tmp_path / "out.mkv")
@@ -110,6 +113,24 @@ def test_a_storyboard_is_one_clip(capsys, model, tmp_path):
     code, lines, _ = run(capsys, *args, "--json")
     assert code == 0 and json.loads(lines[0])["shots"] == [16, 8]
     assert read_clip(tmp_path / "a.mkv").shape[1] == 24
+
+
+def test_a_shot_that_no_window_begins_in_is_refused(capsys, model, tmp_path):
+    args = ["storyboard", "a ring", "a disc", "a star", "--model", model, "--out", tmp_path / "a.mkv"]
+    code, _, err = run(capsys, *args, "--seconds", "1.25,0.5,2")  # windows of 9 frames, then of 8, at 8 a second
+    assert code == 2 and "of at least 1 s" in err[-1] and "for 'a disc', got 1.25 to 1.75 s" in err[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_not_kept_is_said(capsys, model, tmp_path):
+    frames = [np.full((32, 32, 3), 9 * index, dtype=np.uint8) for index in range(12)]
+    write_video(tmp_path / "fast.mkv", frames, fps=100)
+    out = tmp_path / "out.gif"
+    code, lines, _ = run(capsys, "edit", tmp_path / "fast.mkv", "--extend", "0.1", "--model", model, "--out", out)
+    assert code == 0 and lines and probe(out).fps == 50  # more than a .gif takes: every other frame
+    args = ["edit", tmp_path / "fast.mkv", "--outpaint", "1:1000", "--model", model, "--out", out, "--overwrite"]
+    code, _, err = run(capsys, *args)
+    assert code == 2 and "expected a frame of at most 16384 pixels a side, got 32x32000" in err[-1]
 
 
 @pytest.fixture
