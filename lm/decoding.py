@@ -189,20 +189,21 @@ def write(
     context = lm.context(len(sentences), height, width, shown)
     chunks: list[list[Tensor]] = [[] for _ in pyramids]
     for block in blocks:
-        seen = context.at(block)
         given = condition.codes(block.chunk, block.level)
+        if given is None or block.remembered:
+            pen.begin(block, context.at(block))
         if given is not None:
             codes = given.flatten(1).repeat(branches, 1)
         else:
             sampler.weights = guidance_weights(decoding, branches, block.level, lm.num_levels)
             sampler.temperature = decoding.temperature[min(block.level, len(decoding.temperature) - 1)]
             sampler.top_p = decoding.top_p
-            codes = _fill(block, decoding, sampler, pen, seen)
+            codes = _fill(block, decoding, sampler, pen)
         chunks[block.chunk].append(codes[:batch].reshape(-1, *block.grid))
         if forced is not None:
             codes = forced.ids[block.chunk][block.level].to(lm.device).flatten(1).repeat(branches, 1)
         if block.remembered:
-            pen.keep(block, codes, seen)
+            pen.keep(codes)
         context.add(block, codes)
         if on_block is not None:
             on_block(block.chunk, block.level, tuple(chunks[block.chunk]))
@@ -210,41 +211,45 @@ def write(
 
 
 class _Pen:
-    """The model at a place of a sequence that is being written. What is kept waits to enter the cache together with the
-    next block that is looked at: the prefix at first, then every block that later ones see."""
+    """The model at a place of a sequence that is being written: `begin` a block, `look` at it once or more, `keep` it
+    where later ones see it. What is kept waits to enter the cache together with the next block that is looked at: the
+    prefix at first, then every block that is kept."""
 
     def __init__(self, lm: PyramidLM, task: str, detail: int, sentences: Sequence[Sequence[int]]) -> None:
-        self.lm, self.cache = lm, DynamicCache()
+        self.lm, self.run, self.cache = lm, lm.runner(), DynamicCache()
         ids, self.pads = lm.prefix(task, detail, sentences)
         self.start = ids.shape[1]
-        self._wait(lm.embed_ids(ids), layout.prefix_intervals(self.pads, self.start), torch.arange(self.start))
+        # Parts of the sequence: embeddings (R, n, dim), intervals (R, n, 4), positions (R, n).
+        places = self._positions(torch.arange(self.start))
+        self.waiting = [(lm.embed_ids(ids), layout.prefix_intervals(self.pads, self.start), places)]
 
-    def _wait(self, x: Tensor, intervals: Tensor, places: Tensor) -> None:
-        """x (R, n, dim), intervals (R, n, 4), places (n,)"""
-        self.x, self.intervals, self.places = x, intervals, places
+    def _positions(self, places: Tensor) -> Tensor:
+        return (places.to(self.lm.device)[None] - self.pads[:, None]).clamp(min=0)
 
-    def _after(self, block: Block, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What waits, with a block behind it."""
-        own, places = layout.clean_intervals([block], self.pads, self.start), layout.places_of([block], self.start)
-        intervals = torch.cat([self.intervals, own], dim=1)
-        return torch.cat([self.x, x], dim=1), intervals, torch.cat([self.places, places])
+    def begin(self, block: Block, seen: Seen) -> None:
+        self.block, self.place = block, self.lm.embed_place(block, seen)
+        self.intervals = layout.clean_intervals([block], self.pads, self.start)
+        self.positions = self._positions(layout.places_of([block], self.start))
 
-    def look(self, block: Block, codes: Tensor, seen: Seen, hidden: Tensor, take: Tensor) -> Tensor:
-        """One pass: hidden states (R, m, dim) of the tokens `take` (R, m) of a block, of whose codes (R, n) those not
+    def _part(self, codes: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        return self.lm.embed_codes(self.block, codes, hidden) + self.place, self.intervals, self.positions
+
+    def look(self, codes: Tensor, hidden: Tensor, take: Tensor) -> Tensor:
+        """One pass: hidden states (R, m, dim) of the tokens `take` (R, m) of the block, of whose codes (R, n) those not
         `hidden` are known."""
-        x, intervals, places = self._after(block, self.lm.embed_block(block, codes, seen, hidden))
-        positions = (places.to(self.lm.device)[None] - self.pads[:, None]).clamp(min=0)
-        out = self.lm.run(x, intervals, positions, self.cache, take + (x.shape[1] - block.count))
-        self.cache.crop(-block.count)
-        self._wait(x[:, :0], intervals[:, :0], places[:0])
+        parts = zip(*self.waiting, self._part(codes, hidden), strict=True)
+        x, intervals, positions = (torch.cat(part, dim=1) for part in parts)
+        out = self.run(x, intervals, positions, self.cache, take + (x.shape[1] - self.block.count))
+        self.cache.crop(-self.block.count)
+        self.waiting.clear()
         return out
 
-    def keep(self, block: Block, codes: Tensor, seen: Seen) -> None:
+    def keep(self, codes: Tensor) -> None:
         """The block is done, and later ones see it."""
-        self._wait(*self._after(block, self.lm.embed_block(block, codes, seen)))
+        self.waiting.append(self._part(codes))
 
 
-def _fill(block: Block, decoding: Decoding, sampler: Sampler, pen: _Pen, seen: Seen) -> Tensor:
+def _fill(block: Block, decoding: Decoding, sampler: Sampler, pen: _Pen) -> Tensor:
     """The codes (R, n) of a block, R rows in all branches."""
     codes = torch.zeros(sampler.num_rows, block.count, dtype=torch.int64, device=sampler.device)
     hidden = torch.ones_like(codes, dtype=torch.bool)
@@ -253,7 +258,7 @@ def _fill(block: Block, decoding: Decoding, sampler: Sampler, pen: _Pen, seen: S
     if sampler.scores:
         every = torch.arange(block.count, device=sampler.device).expand_as(codes)
         for turn, stop in enumerate(stops, start=1):
-            drawn = head.sample(pen.look(block, codes, seen, hidden, every), sampler)
+            drawn = head.sample(pen.look(codes, hidden, every), sampler)
             noise = decoding.noise * (1 - turn / len(stops)) * sampler.gumbel(block.count)
             score = sampler.spread(sampler.take_score() + noise).masked_fill(~hidden, math.inf)
             reveal = hidden & (score.argsort(dim=1, descending=True, stable=True).argsort(dim=1) < stop)
@@ -263,7 +268,7 @@ def _fill(block: Block, decoding: Decoding, sampler: Sampler, pen: _Pen, seen: S
     order = _ranks(block, decoding, sampler).argsort(dim=1)
     for start, stop in zip([0, *stops], stops, strict=False):
         turn_of = order[:, start:stop].sort(dim=1).values  # those whose turn it is, (R, m)
-        drawn = head.sample(pen.look(block, codes, seen, hidden, turn_of), sampler)
+        drawn = head.sample(pen.look(codes, hidden, turn_of), sampler)
         codes = codes.scatter(1, turn_of, drawn)
         hidden = hidden.scatter(1, turn_of, False)
     return codes

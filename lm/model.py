@@ -119,13 +119,20 @@ class PyramidLM(nn.Module):
     def embed_block(self, block: Block, codes: Tensor, seen: Seen, hidden: Tensor | None = None) -> Tensor:
         """codes (B, n), what is seen so far -> (B, n, dim); tokens where `hidden` (B, n) is true show
         nothing of their code."""
+        return self.embed_codes(block, codes, hidden) + self.embed_place(block, seen)
+
+    def embed_codes(self, block: Block, codes: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """The part of `embed_block` that changes with the codes: (B, n, dim)."""
         x = self.codes[block.level](codes)
-        if hidden is not None:
-            x = torch.where(hidden[..., None], self.hidden_token.to(x.dtype), x)
-        place = self.place(layout.position_features(block.chunk, block.grid).to(x))
+        return x if hidden is None else torch.where(hidden[..., None], self.hidden_token.to(x.dtype), x)
+
+    def embed_place(self, block: Block, seen: Seen) -> Tensor:
+        """The part of `embed_block` that does not: the level, the place, what is seen. (B, n, dim)"""
+        x = self.seen(seen.latent.to(self.seen.weight.dtype)) + self.level.weight[block.level]
+        x = x + self.place(layout.position_features(block.chunk, block.grid).to(x))
         for name, (copy, trust) in seen.copies.items():
             x = x + self.copies[str(block.level)][name](copy) * trust.to(x)
-        return x + self.level.weight[block.level] + place + self.seen(seen.latent.to(self.seen.weight.dtype))
+        return x
 
     def context(self, batch_size: int, height: int, width: int, shown: Sequence[Tensor] = ()) -> LatentContext:
         """What the blocks of clips of this size see of the pixels; `shown`: a hint's latents (`hint_latents`)."""
@@ -159,10 +166,7 @@ class PyramidLM(nn.Module):
         take: Tensor | None = None,
     ) -> Tensor:
         """Backbone without its head: (B, S, dim), or of the tokens `take` (B, m) alone. x (B, S, dim), intervals
-        (B, S, 4) over all keys, positions (B, S). Compiled code (`nn.Module.compile`) is for training alone, `quick.py`
-        for all else where it can be."""
-        if not torch.is_grad_enabled() and quick.usable(self.backbone):
-            return quick.forward(self.backbone, x, intervals, positions, cache, take)
+        (B, S, 4) over all keys, positions (B, S). Compiled code (`nn.Module.compile`) is for training alone."""
         body = self.backbone.base_model
         out = (body if torch.is_grad_enabled() else body.forward)(
             inputs_embeds=x,
@@ -172,6 +176,10 @@ class PyramidLM(nn.Module):
             use_cache=cache is not None,
         )
         return out.last_hidden_state if take is None else quick.picked(out.last_hidden_state, take)
+
+    def runner(self) -> quick.Forward:
+        """`run` with the weights as they are now, for many passes of inference: by quick.py where it can be."""
+        return quick.pack(self.backbone) if quick.usable(self.backbone) else self.run
 
     # ------------------------------------------------------------------------------------------ training
 
@@ -303,12 +311,12 @@ class PyramidLM(nn.Module):
         if not tokens.batch_size:
             raise ValueError("PyramidLM.caption: expected at least one clip, got none")
         x, intervals, positions = self._reading(tokens, detail)
-        cache = DynamicCache()
+        cache, run = DynamicCache(), self.runner()
         batch = tokens.batch_size
         done = torch.zeros(batch, dtype=torch.bool, device=self.device)
         written: list[Tensor] = []
         for _step in range(self.config.max_text):
-            hidden = self.run(x, intervals, positions, cache)[:, -1]
+            hidden = run(x, intervals, positions, cache, None)[:, -1]
             ids = self.backbone.get_output_embeddings()(hidden).argmax(dim=-1)
             ids = ids.masked_fill(done, self.text.eos_token_id)
             done |= ids == self.text.eos_token_id

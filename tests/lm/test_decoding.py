@@ -51,8 +51,8 @@ WAYS = [
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: "-".join(map(str, way.values())))
 def test_a_decoder_takes_its_passes_and_a_seed_reproduces(lm, way, monkeypatch):
-    calls, run = [], lm.run
-    monkeypatch.setattr(lm, "run", lambda *args: calls.append(args[0].shape) or run(*args))
+    calls, run = [], lm.runner()
+    monkeypatch.setattr(lm, "runner", lambda: lambda *args: calls.append(args[0].shape) or run(*args))
     tokens = lm.generate(["a red star"], seed=4, **way)
     blocks = layout.blocks_of(tokens.pyramids, 3, lm.memory)
     assert len(calls) == num_passes(Decoding(**way), blocks)
@@ -100,8 +100,8 @@ def test_guidance_zero_ignores_the_prompt_and_a_negative_one_is_left(lm):
 
 
 def test_both_branches_go_in_one_batch(lm, monkeypatch):
-    rows, run = [], lm.run
-    monkeypatch.setattr(lm, "run", lambda *args: rows.append(len(args[0])) or run(*args))
+    rows, run = [], lm.runner()
+    monkeypatch.setattr(lm, "runner", lambda: lambda *args: rows.append(len(args[0])) or run(*args))
     lm.generate(["a red star", "a star"], guidance=3)
     assert set(rows) == {4}
     rows.clear()
