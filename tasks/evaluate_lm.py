@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from tasks.held_out import Source
 
 SECTIONS = ("prompts", "writing", "sets", "tasks", "forcing", "drift")
+# Of what kind of clips a section has figures, where it is not all.
+_ABOUT = {"prompts": "shapes", "writing": "handwriting", "sets": "clips of 64x64x17", "drift": "clips of 64x64x17"}
 _BATCH = 16
+_LONG = 8  # clips of drift
 
 
 def lm(
@@ -39,7 +42,7 @@ def lm(
         str | None,
         typer.Option("--only", help=f"Some of {', '.join(SECTIONS)}; by default all but drift.", show_default=False),
     ] = None,
-    minutes: Annotated[float, typer.Option("--minutes", min=0.1, help="Of the long clip of drift.")] = 1.0,
+    minutes: Annotated[float, typer.Option("--minutes", min=0.25, help="Of the long clips of drift.")] = 1.0,
     decoder: Decoder = None,
     passes: Passes = None,
     order: Order = None,
@@ -60,7 +63,8 @@ def lm(
     object, combinations of shape, colour and motion that no training clip has, two objects and their relation. writing
     (handwriting): the character of clips written by class, and of halves that are finished. sets: Fréchet distance to
     real clips and diversity. tasks: PSNR of known and unknown pixels, and motion, for every task. forcing: what is lost
-    by following on one's own mistakes. drift: the end of a long clip against its beginning.
+    by following on one's own mistakes. drift: the end of long clips against their beginning. shapes:PRESET takes the
+    clips of one preset alone.
     """
     with Console("evaluate lm", as_json, writes=out is not None) as console:
         chosen = tuple(only.split(",")) if only else tuple(name for name in SECTIONS if name != "drift")
@@ -78,6 +82,8 @@ def lm(
             for row in bench.section(name, details, minutes):
                 rows.append({"section": name} | row)
                 console.emit(rows[-1])
+            if not any(row["section"] == name for row in rows):
+                console.note(f"{name}: nothing to measure; it is about {_ABOUT[name]}, judged by a network for them")
             console.note(f"{name}: {time.monotonic() - begin:.0f} s")
         protocol = bench.protocol(model, chosen)
         text = report(rows, protocol)
@@ -105,7 +111,9 @@ class _Bench:
         self.on_shapes = data.split(":")[0] == "shapes" and not Path(data).exists()
         c = lm.tokenizer.config
         self.small = (c.num_frames, *c.size) == (9, 32, 32)
-        name = data if not self.on_shapes else "shapes:mini" if self.small else "shapes:full"
+        self.preset = data.partition(":")[2] if self.on_shapes else ""
+        name = "shapes:mini" if self.small else "shapes:full"
+        name = name if self.on_shapes and not self.preset else data
         self.source: Source = open_source([name], lm.tokenizer, Path())
         self.judge_name, self.network = self._network()
 
@@ -160,12 +168,13 @@ class _Bench:
         from pyramid.data.shapes import ShapesDataset, preset
         from tasks.generation import Scenes, attribute_judge, scene_judge, score_scenes
 
-        one = preset("mini" if self.small else "single")
+        one = preset(self.preset or ("mini" if self.small else "single"))
+        named = self.preset or "one object"
         kinds = [
-            Scenes.of("one object", ShapesDataset(one, "test"), self.clips),
-            Scenes.of("held-out combinations", ShapesDataset(one, "combinations"), self.clips),
+            Scenes.of(named, ShapesDataset(one, "test"), self.clips),
+            Scenes.of(f"{named}, held-out combinations", ShapesDataset(one, "combinations"), self.clips),
         ]
-        if not self.small:
+        if not (self.preset or self.small):
             kinds.append(Scenes.of("two objects", ShapesDataset(preset("full"), "test"), self.clips, 2))
         judge = attribute_judge(self.network) if self.small else scene_judge(self.network)
         for scenes in kinds:
@@ -243,12 +252,14 @@ class _Bench:
         if features is None:
             return
         config = self.lm.tokenizer.config
-        (captions,) = [captions for _, captions, _ in islice(self._batches(), 1)]
-        for index, prompt in enumerate(captions[:4]):
+        captions = [caption for _, batch, _ in self._batches() for caption in batch][:_LONG]
+
+        def clip(index: int, prompt: str) -> Iterator[Tensor]:
             writer = Writer(self.lm, prompt, seed=self.seed + index, decoding=self.decoding)
-            pieces = (piece.video for piece in roll(writer, round(60 * minutes * config.fps)))
-            row = score_drift(pieces, features, config.fps, window=config.num_frames)
-            yield {"prompt": prompt} | row
+            return (piece.video for piece in roll(writer, round(60 * minutes * config.fps)))
+
+        clips = (clip(*each) for each in self.track(list(enumerate(captions)), "long clips", len(captions)))
+        yield score_drift(clips, features, config.fps, window=config.num_frames)
 
     def protocol(self, model: str, chosen: Sequence[str]) -> dict[str, Any]:
         import torch

@@ -8,7 +8,7 @@ distance between two sets of real clips, the copied frame. Clips are rounded to 
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -370,26 +370,35 @@ def score_forcing(
     return row
 
 
-def score_drift(pieces: Iterable[Tensor], features: Features, fps: float, *, window: int, seconds: float = 5.0) -> Row:
-    """A long clip, (B, 3, t, H, W) a piece, against its own beginning: Fréchet distance between the features of all
-    windows of the last `seconds` and of the first ones, beside the floor: of two halves of the windows of the first
-    `seconds` and those after them."""
+def score_drift(
+    clips: Iterable[Iterable[Tensor]], features: Features, fps: float, *, window: int, seconds: float = 5.0
+) -> Row:
+    """Long clips, each (1, 3, t, H, W) a piece, against their own beginnings: Fréchet distance between the features of
+    all windows of their last `seconds` and of their first ones, beside the floor: of the first `seconds` and those
+    after them. In constant memory but for what is compared. Raises ValueError for a clip of fewer than 3 x `seconds`.
+    """
     count = round(seconds * fps)
-    first: list[Tensor] = []
-    recent: list[Tensor] = []
+    seen: dict[str, list[Tensor]] = defaultdict(list)
     frames = 0
-    for piece in pieces:
-        for frame in piece.unbind(dim=2):
-            if frames < 2 * count:
-                first.append(frame)
-            recent = [*recent[-(count - 1) :], frame]
-            frames += 1
-    if frames < 3 * count:
-        raise ValueError(f"score_drift: expected at least {3 * count} frames, got {frames}")
 
-    def of(part: list[Tensor]) -> Tensor:
-        clips = [torch.stack(part[start : start + window], dim=2) for start in range(0, len(part) - window + 1, 4)]
-        return torch.cat([features(rounded(clip)) for clip in clips])
+    def windows(part: list[Tensor]) -> Tensor:
+        starts = range(0, len(part) - window + 1, 4)
+        return torch.cat([features(rounded(torch.stack(part[start : start + window], dim=2))) for start in starts])
 
-    begin, after, end = of(first[:count]), of(first[count:]), of(recent)
-    return {"frechet": frechet_distance(begin, end), "floor": frechet_distance(begin, after), "frames": frames}
+    for clip in clips:
+        first: list[Tensor] = []
+        recent: deque[Tensor] = deque(maxlen=count)
+        frames = 0
+        for piece in clip:
+            for frame in piece.unbind(dim=2):
+                if frames < 2 * count:
+                    first.append(frame)
+                recent.append(frame)
+                frames += 1
+        if frames < 3 * count:
+            raise ValueError(f"score_drift: expected at least {3 * count} frames, got {frames}")
+        for name, part in (("begin", first[:count]), ("after", first[count:]), ("end", list(recent))):
+            seen[name].append(windows(part))
+    begin, after, end = (torch.cat(seen[name]) for name in ("begin", "after", "end"))
+    distance, floor = frechet_distance(begin, end), frechet_distance(begin, after)
+    return {"clips": len(seen["end"]), "frames": frames, "windows": len(end), "frechet": distance, "floor": floor}

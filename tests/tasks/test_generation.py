@@ -125,11 +125,12 @@ def test_drift_is_seen():
         for index in range(60):
             yield torch.rand(1, 3, 8, 8, 8, generator=generator) * 0.5 + change * index / 60
 
-    still, moving = (score_drift(pieces(change), mean_colour, 8.0, window=9) for change in (0.0, 0.4))
-    assert still["frames"] == 480 and still["frechet"] < 3 * still["floor"]
+    still, moving = (score_drift([pieces(change), pieces(change)], mean_colour, 8.0, window=9) for change in (0.0, 0.4))
+    assert still["clips"] == 2 and still["windows"] == 2 * 8 and still["frames"] == 480
+    assert still["frechet"] < 3 * still["floor"]
     assert moving["frechet"] > 10 * still["frechet"]
     with pytest.raises(ValueError, match="expected at least 120 frames, got 80"):
-        score_drift([torch.zeros(1, 3, 80, 8, 8)], mean_colour, 8.0, window=9)
+        score_drift([[torch.zeros(1, 3, 80, 8, 8)]], mean_colour, 8.0, window=9)
 
 
 def test_writing_is_read(random_lm):
