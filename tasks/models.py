@@ -1,6 +1,6 @@
 """Which model a verb uses: the one that `--model` names, a shipped one, a folder or a hub id; or the default.
 
-A model folder holds `tokenizer/` and `lm/` (and `mini`, which ships, `judge/`), or is a tokenizer's folder itself.
+A model folder holds `tokenizer/` and `lm/` (and `mini`, which ships, `judge/`), or is the folder of one of them.
 """
 
 from __future__ import annotations
