@@ -48,7 +48,7 @@ class Decoding:
         likewise, 0 takes the likeliest code. top_p: draw from the smallest set of codes with this share of the
         probability.
     guidance: g in u + g (c - u), logits with the text c and without (or with the negative prompt) u; 1 for none.
-        guidance_given: the same for what is given beside text (2211.09800, section 3.2.1). ramp: the share of guidance
+        guidance_given: the same for what a hint shows (2211.09800, section 3.2.1). ramp: the share of guidance
         - 1 at the first level and at the last, in a straight line between (VAR, 2404.02905, raises it level by level).
     noise: of the order "confidence", the Gumbel noise on log-probabilities in the first pass.
 

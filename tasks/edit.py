@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from pyramid.data.frames import VideoInfo
 
 MAX_SIDE = 16384  # pixels, of what is outpainted
+READ = 8  # frames at a time
 
 
 def edit(
@@ -278,7 +279,7 @@ def _chain(
             f"--inpaint: expected a box within {plan.file[1]}x{plan.file[0]} pixels, got "
             f"{hole.left},{hole.top},{hole.width},{hole.height}"
         )
-    pieces: Iterator[Piece] = (next(editing.whole(resized(chunk, plan.work))) for chunk in _frames(writer, path, plan))
+    pieces: Iterator[Piece] = (next(editing.whole(resized(chunk, plan.work))) for chunk in _frames(READ, path, plan))
     if upscale:
         pieces = editing.paint(writer.apart(1), pieces, "upscale", factor=1)
     if stylize:
@@ -297,14 +298,15 @@ def _chain(
     if more:
         pieces = editing.extend(writer, pieces, more)
     kept = not (upscale or stylize or refine)
-    return _brought_back(pieces, _frames(writer, path, plan) if kept else iter(()), plan, hole)
+    return _brought_back(pieces, _frames(1, path, plan) if kept else iter(()), plan, hole)
 
 
-def _frames(writer: Writer, path: Path, plan: _Plan) -> Iterator[Any]:
+def _frames(count: int, path: Path, plan: _Plan) -> Iterator[Any]:
+    """The file's frames, the first one and then so many at a time."""
     from tasks.clips import stream_chunks
 
     fewer = plan.fps if (plan.info.fps or 0) > plan.fps else None  # where the format does not take the clip's rate
-    return stream_chunks(path, writer.lm.tokenizer.config.chunk_frames, fps=fewer)
+    return stream_chunks(path, count, fps=fewer)
 
 
 def _scaled(box: Box, native: tuple[int, int], work: tuple[int, int]) -> Box:
@@ -326,21 +328,17 @@ def _brought_back(pieces: Iterator[Piece], frames: Iterator[Any], plan: _Plan, h
     if plan.canvas == plan.shown:
         yield from pieces
         return
-    waiting = None
     for piece in pieces:
-        video = resized(piece.video, plan.shown).clone()
-        for t in range(video.shape[2]):
-            if waiting is None or not waiting.shape[2]:
-                waiting = next(frames, None)
-            if waiting is None:
-                break
-            source, waiting = waiting[:, :, 0], waiting[:, :, 1:]
-            target = video[:, :, t, plan.place[0] :, plan.place[1] :][..., : plan.native[0], : plan.native[1]]
-            inside = torch.ones(plan.native, dtype=torch.bool)
-            if hole is not None:
-                inside[hole.rows, hole.columns] = False
-            target.copy_(torch.where(inside, source, target))
-        yield Piece(video, torch.ones_like(video[:, :1], dtype=torch.bool))
+        for t in range(piece.num_frames):  # one by one: at the file's size a piece of them may be large
+            video = resized(piece.video[:, :, t : t + 1], plan.shown).clone()
+            source = next(frames, None)
+            if source is not None:
+                target = video[..., plan.place[0] :, plan.place[1] :][..., : plan.native[0], : plan.native[1]]
+                inside = torch.ones(plan.native, dtype=torch.bool)
+                if hole is not None:
+                    inside[hole.rows, hole.columns] = False
+                target.copy_(torch.where(inside, source, target))
+            yield Piece(video, torch.ones_like(video[:, :1], dtype=torch.bool))
 
 
 def _between(writer: Writer, images: tuple[Path, Path], plan: _Plan, frames: int | None) -> Iterator[Piece]:
