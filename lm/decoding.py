@@ -36,7 +36,7 @@ Order = Literal["random", "halton", "confidence"]
 
 
 class TextWarning(UserWarning):
-    """Text is longer than the model reads."""
+    """Text is not read: it is longer than the model reads, or negative without guidance."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +177,8 @@ def write(
     texts = [_read(lm, text, f"prompt {row + 1}") for row, text in enumerate(prompts)]
     against = [_read(lm, text, f"negative {row + 1}") for row, text in enumerate(negatives)]
     guided = decoding.guidance != 1 and texts != against
+    if decoding.guidance == 1 and any(against):
+        _warn("the negative prompt is not read: guidance is 1")
     loosed = decoding.guidance_given != 1 and condition.hint is not None
     branches = 3 if loosed else 2 if guided else 1
     sentences = [*texts, *against * (branches > 1), *against * (branches > 2)]
@@ -300,12 +302,13 @@ def _unravel(flat: Tensor, grid: tuple[int, int, int]) -> tuple[Tensor, Tensor, 
 def _read(lm: PyramidLM, sentence: str, which: str) -> list[int]:
     ids = lm.text_ids(sentence)
     if len(ids) > lm.config.max_text:
-        warnings.warn(
-            f"PyramidLM.generate: {which} has {len(ids)} tokens, the first {lm.config.max_text} are read",
-            TextWarning,
-            stacklevel=6,  # beyond write, generate and no_grad's own frame
-        )
+        _warn(f"{which} has {len(ids)} tokens, the first {lm.config.max_text} are read", stacklevel=7)
     return ids[: lm.config.max_text]
+
+
+def _warn(what: str, stacklevel: int = 5) -> None:
+    """At the line that called `PyramidLM.generate`: beyond write, generate and no_grad's own frame."""
+    warnings.warn(f"PyramidLM.generate: {what}", TextWarning, stacklevel=stacklevel)
 
 
 def _shape(

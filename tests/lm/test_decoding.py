@@ -6,7 +6,7 @@ import torch
 from lm import layout
 from lm.backbone import LMConfig, make_backbone
 from lm.conditions import make_condition
-from lm.decoding import Decoding, num_passes
+from lm.decoding import Decoding, TextWarning, num_passes
 from lm.model import PyramidLM
 from lm.vocabulary import train_text_tokenizer
 from pyramid.quantize import LevelConfig
@@ -92,6 +92,9 @@ def test_guidance_zero_ignores_the_prompt_and_a_negative_one_is_left(lm):
     assert not torch.equal(plain, pressed)
     away = lm.generate(["a red star"], guidance=6, negative="a star", **same).flatten()
     assert not torch.equal(away, pressed)
+    with pytest.warns(TextWarning, match="the negative prompt is not read: guidance is 1") as caught:
+        lm.generate(["a red star"], guidance=1, negative="a star")
+    assert caught[0].filename == __file__
     # A prompt against itself is the prompt.
     assert torch.equal(
         lm.generate(["a star"], guidance=6, negative="a star", **same).flatten(),
