@@ -25,7 +25,7 @@ class MixConfig:
     the first quarter of the run, `images_later` after it (VideoPoet: 90 and 10 %). `fine_until`: part of the run at
     which the last of the levels that are not remembered joins in; `fine_tokens`: of these levels' blocks as many are
     trained in a step, drawn at random, as have so many tokens together, one at least; of each further level half as
-    many.
+    many. `levels`: the only ones that are learned, from 1, all where there are none: for a run that mends some of them.
 
     `all_levels`: share of steps that write all levels, of the others the last one is random. `caption_default`: share
     of captions read at `caption_detail`, the others at a random detail."""
@@ -53,6 +53,7 @@ class MixConfig:
     all_levels: float = 0.8
     caption_default: float = 0.8
     continued: float = 0.3
+    levels: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         known = {*TASKS, "caption"} - {"image"}
@@ -62,6 +63,8 @@ class MixConfig:
         for name in ("images_first", "images_later", "fine_until", "all_levels", "caption_default", "continued"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: expected a share from 0 to 1, got {getattr(self, name)}")
+        if any(level < 1 for level in self.levels):
+            raise ValueError(f"levels: expected numbers from 1, got {self.levels}")
         if self.fine_tokens < 1:
             raise ValueError(f"fine_tokens: expected at least 1, got {self.fine_tokens}")
 
@@ -124,6 +127,8 @@ class Curriculum:
             for block in blocks_of(self.pyramids[:num_chunks], detail, self.memory)
             if block.chunk >= first and block.level >= coarse
         ]
+        if self.mix.levels:  # those of them that this step can learn, else whatever it can
+            blocks = [block for block in blocks if block.level + 1 in self.mix.levels] or blocks
         picked = [block for block in blocks if block.remembered]
         fine = [block for block in blocks if not block.remembered]
         # Coarse ones among them matter more: each further level has its turn half as often.

@@ -165,6 +165,15 @@ def test_coarse_levels_come_first_and_fine_blocks_share_a_budget():
     assert all(len(group.blocks) == 9 for group in everything)
 
 
+def test_a_run_may_learn_some_levels_alone():
+    for group in groups(levels=(2,)):
+        if group.task == "caption":
+            continue
+        coarse = group.given if group.task == "refine" else 0
+        possible = range(coarse, group.detail)  # where the second is not among them, whatever is
+        assert {level for _, level in group.blocks} == ({1} if 1 in possible else set(possible))
+
+
 def test_what_is_given_is_not_learned():
     for group in groups():
         chunks, levels = {c for c, _ in group.blocks}, {k for _, k in group.blocks}
@@ -212,6 +221,7 @@ def test_batches_are_of_one_group_and_about_as_long():
         ({"tasks": {"inpaint": -1.0}}, "got inpaint: -1.0"),
         ({"fine_until": 2.0}, "fine_until: expected a share"),
         ({"fine_tokens": 0}, "fine_tokens: expected at least 1"),
+        ({"levels": (0, 2)}, "levels: expected numbers from 1"),
     ],
 )
 def test_a_mix_is_checked(values, message):
