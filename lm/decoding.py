@@ -229,7 +229,7 @@ class _Pen:
         return (places.to(self.lm.device)[None] - self.pads[:, None]).clamp(min=0)
 
     def begin(self, block: Block, seen: Seen) -> None:
-        self.block, self.place = block, self.lm.embed_place(block, seen)
+        self.block, self.seen, self.place = block, seen, self.lm.embed_place(block, seen)
         self.intervals = layout.clean_intervals([block], self.pads, self.start)
         self.positions = self._positions(layout.places_of([block], self.start))
 
@@ -246,6 +246,11 @@ class _Pen:
         self.waiting.clear()
         return out
 
+    def draw(self, codes: Tensor, hidden: Tensor, take: Tensor, sampler: Sampler) -> Tensor:
+        """One pass, and codes (R, m) drawn for the tokens `take`."""
+        points = self.lm.points(self.block, self.seen, take)
+        return self.lm.heads[self.block.level].sample(self.look(codes, hidden, take), sampler, points)
+
     def keep(self, codes: Tensor) -> None:
         """The block is done, and later ones see it."""
         self.waiting.append(self._part(codes))
@@ -255,12 +260,12 @@ def _fill(block: Block, decoding: Decoding, sampler: Sampler, pen: _Pen) -> Tens
     """The codes (R, n) of a block, R rows in all branches."""
     codes = torch.zeros(sampler.num_rows, block.count, dtype=torch.int64, device=sampler.device)
     hidden = torch.ones_like(codes, dtype=torch.bool)
-    head, stops = pen.lm.heads[block.level], decoding.turns(block)
+    stops = decoding.turns(block)
     sampler.scores = decoding.decoder == "masked" and decoding.order == "confidence"
     if sampler.scores:
         every = torch.arange(block.count, device=sampler.device).expand_as(codes)
         for turn, stop in enumerate(stops, start=1):
-            drawn = head.sample(pen.look(codes, hidden, every), sampler)
+            drawn = pen.draw(codes, hidden, every, sampler)
             noise = decoding.noise * (1 - turn / len(stops)) * sampler.gumbel(block.count)
             score = sampler.spread(sampler.take_score() + noise).masked_fill(~hidden, math.inf)
             reveal = hidden & (score.argsort(dim=1, descending=True, stable=True).argsort(dim=1) < stop)
@@ -270,7 +275,7 @@ def _fill(block: Block, decoding: Decoding, sampler: Sampler, pen: _Pen) -> Tens
     order = _ranks(block, decoding, sampler).argsort(dim=1)
     for start, stop in zip([0, *stops], stops, strict=False):
         turn_of = order[:, start:stop].sort(dim=1).values  # those whose turn it is, (R, m)
-        drawn = head.sample(pen.look(codes, hidden, turn_of), sampler)
+        drawn = pen.draw(codes, hidden, turn_of, sampler)
         codes = codes.scatter(1, turn_of, drawn)
         hidden = hidden.scatter(1, turn_of, False)
     return codes

@@ -2,12 +2,16 @@
 
 Never one big softmax over 2^d bit codes: a bit code is predicted in groups of at most 8 bits, each group given the ones
 before it (the sub-token prediction of Open-MAGVIT2, 2409.04410). Words are predicted against the frozen word table.
+
+A head may be *pointed* at codes, those that would copy (context.py): it learns how much each counts for where, and adds
+that to the code's logit, so that copying a code takes no knowing of it (pointer networks, 1506.03134; 1704.04368).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +25,26 @@ from pyramid.quantize.words import WordQuantizer
 Draw = Callable[[Tensor], Tensor]
 
 GROUP_BITS = 8
+UNIT = 8.0  # a copy that is sure has about so many nats: learned in as many steps as other weights
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """At one code a token: `codes` (...) int64, `trust` (...) from 0 to 1; `strength`: hidden (..., dim) -> (..., G), what
+    is added to the logits of each of G groups of digits, in units of `UNIT` nats."""
+
+    codes: Tensor
+    trust: Tensor
+    strength: nn.Module
+
+    def add(self, logits: Tensor, hidden: Tensor, group: int, digit: Tensor) -> Tensor:
+        """logits (..., K) of a group of digits, with the strength added at `digit` (...)."""
+        strength = UNIT * self.strength(hidden)[..., group] * self.trust.to(hidden)
+        return logits.scatter_add(-1, digit[..., None], strength[..., None].to(logits))
+
+    def after(self, pointed: Tensor, digit: Tensor) -> Point:
+        """The same behind a group whose digit was another one than that pointed at: no longer."""
+        return Point(self.codes, self.trust * (pointed == digit), self.strength)
 
 
 class CodeEmbedding(nn.Module):
@@ -45,15 +69,20 @@ class WordHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(len(embeddings)))
         self.scale = nn.Parameter(torch.tensor(4.0))
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        return self.scale * self.linear(hidden) @ self.embeddings.T + self.bias
+    num_groups = 1
 
-    def nll(self, hidden: Tensor, codes: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, points: Sequence[Point] = ()) -> Tensor:
+        logits = self.scale * self.linear(hidden) @ self.embeddings.T + self.bias
+        for point in points:
+            logits = point.add(logits, hidden, 0, point.codes)
+        return logits
+
+    def nll(self, hidden: Tensor, codes: Tensor, points: Sequence[Point] = ()) -> Tensor:
         """(..., dim), ids (...) -> negative log-likelihood in nats (...)."""
-        return _cross_entropy(self.logits(hidden), codes)
+        return _cross_entropy(self.logits(hidden, points), codes)
 
-    def sample(self, hidden: Tensor, draw: Draw) -> Tensor:
-        return draw(self.logits(hidden))
+    def sample(self, hidden: Tensor, draw: Draw, points: Sequence[Point] = ()) -> Tensor:
+        return draw(self.logits(hidden, points))
 
 
 class GroupHead(nn.Module):
@@ -90,26 +119,39 @@ class GroupHead(nn.Module):
             for _ in self.sizes[:-1]
         )
 
-    def nll(self, hidden: Tensor, codes: Tensor) -> Tensor:
+    @property
+    def num_groups(self) -> int:
+        return len(self.sizes)
+
+    def nll(self, hidden: Tensor, codes: Tensor, points: Sequence[Point] = ()) -> Tensor:
         """(..., dim), ids (...) -> negative log-likelihood in nats (...)."""
         total = torch.zeros(codes.shape, device=hidden.device)
-        for index, size in enumerate(self.sizes):
-            digit = codes % size
-            total = total + _cross_entropy(self.linears[index](hidden), digit)
-            codes = codes // size
-            if index < len(self.embeddings):
-                hidden = self._advance(index, hidden, digit)
+
+        def told(logits: Tensor, digit: Tensor) -> Tensor:
+            nonlocal total
+            total = total + _cross_entropy(logits, digit)
+            return digit
+
+        self._walk(hidden, points, lambda logits, place, size: told(logits, codes // place % size))
         return total
 
-    def sample(self, hidden: Tensor, draw: Draw) -> Tensor:
+    def sample(self, hidden: Tensor, draw: Draw, points: Sequence[Point] = ()) -> Tensor:
         """`draw` is called once a group. (..., dim) -> ids (...)."""
-        codes = torch.zeros(hidden.shape[:-1], dtype=torch.int64, device=hidden.device)
-        place = 1
+        return self._walk(hidden, points, lambda logits, place, size: draw(logits))
+
+    def _walk(self, hidden: Tensor, points: Sequence[Point], answer: Callable[[Tensor, int, int], Tensor]) -> Tensor:
+        """The ids whose digits `answer` gives, group by group, from logits, the place value and the size."""
+        codes, place = torch.zeros(hidden.shape[:-1], dtype=torch.int64, device=hidden.device), 1
         for index, size in enumerate(self.sizes):
-            digit = draw(self.linears[index](hidden))
+            logits = self.linears[index](hidden)
+            pointed = [point.codes // place % size for point in points]
+            for point, at in zip(points, pointed, strict=True):
+                logits = point.add(logits, hidden, index, at)
+            digit = answer(logits, place, size)
             codes = codes + place * digit
             place *= size
             if index < len(self.embeddings):
+                points = [point.after(at, digit) for point, at in zip(points, pointed, strict=True)]
                 hidden = self._advance(index, hidden, digit)
         return codes
 

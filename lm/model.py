@@ -23,7 +23,7 @@ from lm.conditions import Condition, hinted
 from lm.context import LatentContext, Seen, context_dim, hint_latents
 from lm.decoding import Decoding, write
 from lm.folder import read_folder, write_folder
-from lm.heads import CodeEmbedding, make_head
+from lm.heads import CodeEmbedding, Point, make_head
 from lm.layout import Block
 from lm.linear_cross_entropy import linear_cross_entropy
 from lm.vocabulary import Vocabulary
@@ -66,9 +66,17 @@ class PyramidLM(nn.Module):
             }
         )
         self.heads = nn.ModuleList(make_head(quantizer, dim) for quantizer in quantizers)
+        self.pointers = nn.ModuleDict(
+            {
+                level: nn.ModuleDict({name: nn.Linear(dim, self.heads[int(level)].num_groups) for name in references})
+                for level in self.copies
+            }
+        )
         for module in (self.special, self.level, self.codes, self.copies):
             for weight in module.parameters():
                 nn.init.normal_(weight, std=0.02) if weight.dim() > 1 else nn.init.zeros_(weight)
+        for weight in self.pointers.parameters():
+            nn.init.zeros_(weight)
 
     @property
     def device(self) -> torch.device:
@@ -133,6 +141,16 @@ class PyramidLM(nn.Module):
         for name, (copy, trust) in seen.copies.items():
             x = x + self.copies[str(block.level)][name](copy) * trust.to(x)
         return x
+
+    def points(self, block: Block, seen: Seen, take: Tensor | None = None) -> list[Point]:
+        """The codes that the head of a block is pointed at, of its tokens `take` (B, m) or of all."""
+        points = []
+        for name, (copy, trust) in seen.copies.items():
+            trust = trust[..., 0]
+            if take is not None:
+                copy, trust = copy.gather(1, take), trust.gather(1, take)
+            points.append(Point(copy, trust, self.pointers[str(block.level)][name]))
+        return points
 
     def context(self, batch_size: int, height: int, width: int, shown: Sequence[Tensor] = ()) -> LatentContext:
         """What the blocks of clips of this size see of the pixels; `shown`: a hint's latents (`hint_latents`)."""
@@ -241,7 +259,7 @@ class PyramidLM(nn.Module):
         out = self.run(x, torch.cat(intervals, dim=1), positions)[:, masked_offset:]
         losses: dict[int, list[Tensor]] = {}
         for i, part in zip(asked, out.split([blocks[i].count for i in asked], dim=1), strict=True):
-            nll = self.heads[blocks[i].level].nll(part, targets[i])
+            nll = self.heads[blocks[i].level].nll(part, targets[i], self.points(blocks[i], seen[i]))
             losses.setdefault(blocks[i].level, []).append((nll * hidden[i]).sum() / hidden[i].sum())
         return {level: torch.stack(values).mean() for level, values in losses.items()}
 

@@ -61,15 +61,17 @@ def sentences(lm):
 
 
 def block_logits(lm, tokens, blocks, x_prefix, cached):
-    """Hidden states of the fully hidden copy of each block, given the remembered blocks before it."""
+    """Hidden states of the fully hidden copy of each block, given the remembered blocks before it, and what each block
+    sees."""
     ids, pads = lm.prefix("generate", lm.num_levels, x_prefix)
     start = ids.shape[1]
     context = lm.context(tokens.batch_size, tokens.height, tokens.width)
     cache = DynamicCache() if cached else None
-    kept, out = [(lm.embed_ids(ids), layout.prefix_intervals(pads, start), torch.arange(start))], []
+    kept, out, saw = [(lm.embed_ids(ids), layout.prefix_intervals(pads, start), torch.arange(start))], [], []
     for block in blocks:
         codes = tokens.ids[block.chunk][block.level].flatten(1)
         seen = context.at(block)
+        saw.append(seen)
         hidden = torch.ones_like(codes, dtype=torch.bool)
         own, places = layout.clean_intervals([block], pads, start), layout.places_of([block], start)
         asked = [*kept, (lm.embed_block(block, codes, seen, hidden), own, places)]
@@ -82,14 +84,15 @@ def block_logits(lm, tokens, blocks, x_prefix, cached):
         if block.remembered:
             kept.append((lm.embed_block(block, codes, seen), own, places))
         context.add(block, codes)
-    return torch.cat(out, dim=1)
+    return torch.cat(out, dim=1), saw
 
 
 @torch.no_grad()
 def test_cached_is_uncached(lm, tokens):
     blocks = layout.blocks_of(tokens.pyramids, lm.num_levels, lm.memory)
     arguments = (lm, tokens, blocks, sentences(lm))
-    torch.testing.assert_close(block_logits(*arguments, True), block_logits(*arguments, False), atol=2e-5, rtol=1e-4)
+    (cached, _), (uncached, _) = block_logits(*arguments, True), block_logits(*arguments, False)
+    torch.testing.assert_close(cached, uncached, atol=2e-5, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -97,10 +100,11 @@ def test_training_sees_what_generation_sees(lm, tokens):
     """One training pass over all blocks gives the losses of the block-by-block pass."""
     losses = lm.generation_loss(tokens, sentences(lm), lm.num_levels, hide_all=True)
     blocks = layout.blocks_of(tokens.pyramids, lm.num_levels, lm.memory)
-    hidden = block_logits(lm, tokens, blocks, sentences(lm), cached=True)
+    hidden, saw = block_logits(lm, tokens, blocks, sentences(lm), cached=True)
     expected: dict = {}
-    for block, out in zip(blocks, hidden.split([b.count for b in blocks], dim=1), strict=True):
-        nll = lm.heads[block.level].nll(out, tokens.ids[block.chunk][block.level].flatten(1)).mean()
+    for block, seen, out in zip(blocks, saw, hidden.split([b.count for b in blocks], dim=1), strict=True):
+        codes = tokens.ids[block.chunk][block.level].flatten(1)
+        nll = lm.heads[block.level].nll(out, codes, lm.points(block, seen)).mean()
         expected.setdefault(block.level, []).append(nll)
     for level, loss in losses.items():
         torch.testing.assert_close(loss, torch.stack(expected[level]).mean(), atol=2e-5, rtol=1e-4)
@@ -109,8 +113,8 @@ def test_training_sees_what_generation_sees(lm, tokens):
 @torch.no_grad()
 def test_padding_and_neighbours_do_not_matter(lm, tokens):
     blocks = layout.blocks_of(tokens.pyramids, lm.num_levels, lm.memory)
-    together = block_logits(lm, tokens, blocks, sentences(lm), cached=True)
-    alone = block_logits(lm, tokens[2:], blocks, sentences(lm)[2:], cached=True)
+    together, _ = block_logits(lm, tokens, blocks, sentences(lm), cached=True)
+    alone, _ = block_logits(lm, tokens[2:], blocks, sentences(lm)[2:], cached=True)
     torch.testing.assert_close(together[2:], alone, atol=2e-5, rtol=1e-4)
 
 

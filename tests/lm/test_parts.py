@@ -7,7 +7,7 @@ import torch
 
 from lm import layout
 from lm.decoding import Decoding, halton_order, num_passes, turns
-from lm.heads import GroupHead, WordHead
+from lm.heads import GroupHead, Point, WordHead
 from lm.sampling import Sampler, guidance_weights, keep_nucleus
 from lm.vocabulary import Vocabulary, train_text_tokenizer
 from pyramid.levels import Level, Pyramid
@@ -86,6 +86,32 @@ def test_group_heads_are_distributions(size, digits):
         assert abs(nll.neg().exp().sum().item() - 1) < 1e-4  # over all ids the probabilities sum to one
     ids = head.sample(hidden.expand(1, 500, 16), Sampler([0], hidden.device))
     assert int(ids.min()) >= 0 and int(ids.max()) < size
+
+
+@pytest.mark.parametrize("size, digits", [(256, ()), (4096, ()), (64000, (8, 8, 8, 5, 5, 5))])
+def test_a_head_that_is_pointed_at_a_code_prefers_it_and_no_other(size, digits):
+    torch.manual_seed(0)
+    head = GroupHead(size, 16, digits)
+    hidden = torch.randn(1, 1, 16)
+    strength = torch.nn.Linear(16, head.num_groups)
+    torch.nn.init.zeros_(strength.weight)
+    codes, at = torch.arange(size)[None], torch.full((1, size), size * 3 // 7)
+    plain = head.nll(hidden.expand(1, size, 16), codes)
+
+    def pointed(bias, trust=1.0):
+        torch.nn.init.constant_(strength.bias, bias)
+        return head.nll(hidden.expand(1, size, 16), codes, [Point(at, torch.full((1, size), trust), strength)])
+
+    assert torch.equal(pointed(0.0), plain) and torch.equal(pointed(1.0, trust=0.0), plain)
+    sure = pointed(2.0)
+    assert abs(sure.neg().exp().sum().item() - 1) < 1e-4  # a distribution still
+    assert int(sure.argmin()) == size * 3 // 7 and sure.min() < 0.01
+    # Behind a digit that differs nothing points any more: ids of another first digit keep their order among themselves.
+    other = (codes % head.sizes[0] != size * 3 // 7 % head.sizes[0])[0]
+    shift = (sure - plain)[0, other]
+    torch.testing.assert_close(shift, shift[:1].expand_as(shift), atol=1e-4, rtol=1e-4)
+    point = Point(at[:, :200], torch.ones(1, 200), strength)
+    assert (head.sample(hidden.expand(1, 200, 16), Sampler([0], hidden.device), [point]) == size * 3 // 7).all()
 
 
 def test_groups_of_a_head_follow_the_digits():
