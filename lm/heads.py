@@ -30,8 +30,8 @@ UNIT = 8.0  # a copy that is sure has about so many nats: learned in as many ste
 
 @dataclass(frozen=True, eq=False)
 class Point:
-    """At one code a token: `codes` (...) int64, `trust` (...) from 0 to 1; `strength`: hidden (..., dim) -> (..., G), what
-    is added to the logits of each of G groups of digits, in units of `UNIT` nats."""
+    """At one code a token: `codes` (...) int64, `trust` (...) from 0 to 1. `strength`: hidden (..., dim) -> (..., G),
+    what is added to the logits of each of G groups of digits, in units of `UNIT` nats."""
 
     codes: Tensor
     trust: Tensor
