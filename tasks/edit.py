@@ -105,7 +105,7 @@ def edit(
         from lm.editing import Writer
         from pyramid.levels import check_detail
         from tasks.clips import name_losses
-        from tasks.models import load_lm
+        from tasks.models import DEFAULTS, load_lm
 
         asked = {
             "upscale": upscale,
@@ -122,7 +122,7 @@ def edit(
         hole = _box(inpaint) if inpaint else None
         shapes = [_shape(part) for part in outpaint.split(",")] if outpaint else []
         decoding = decoding_options(decoder, passes, order, temperature, top_p, guidance, negative)
-        lm = load_lm(model, check_device(device))
+        lm = load_lm(model or DEFAULTS["tasks"], check_device(device))
         for name in chain:
             lm.vocabulary.task({"extend": "continue", "between": "interpolate"}.get(name, name))
         detail = check_detail(detail, lm.num_levels, "--detail")

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 SHIPPED = Path(__file__).parent / "shipped"
 JUDGES = SHIPPED / "judges"  # networks that look at clips and are no models: `judge_folder`
-# The shipped model that a verb takes without --model: where a tokenizer is enough, and where it needs more.
-DEFAULTS = {"tokenizer": "shapes", "lm": "mini", "judge": "mini"}
+# The shipped model that a verb takes without --model: where a tokenizer is enough, where it needs more, and where a
+# model that knows all tasks ("edit", "storyboard").
+DEFAULTS = {"tokenizer": "shapes", "lm": "mini", "judge": "mini", "tasks": "shapes"}
 
 
 def shipped_names() -> list[str]:

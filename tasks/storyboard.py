@@ -62,13 +62,13 @@ def storyboard(
     with Console("storyboard", as_json, writes=True) as console:
         from lm.editing import Writer, roll
         from pyramid.levels import check_detail
-        from tasks.models import load_lm
+        from tasks.models import DEFAULTS, load_lm
 
         if any(not prompt.strip() for prompt in prompts):
             raise ValueError("PROMPT: expected a few words, got an empty one")
         decoding = decoding_options(decoder, passes, order, temperature, top_p, guidance, negative)
         shape = parse_size(size) if size is not None else None
-        lm = load_lm(model, check_device(device))
+        lm = load_lm(model or DEFAULTS["tasks"], check_device(device))
         config = lm.tokenizer.config
         detail = check_detail(detail, lm.num_levels, "--detail")
         spans = [max(1, round(span * config.fps)) for span in _spans(seconds, len(prompts))]
