@@ -50,10 +50,10 @@ def hint_latents(tokenizer: PyramidTokenizer, condition: Condition) -> list[Tens
 
 
 class LatentContext:
-    """Walks over the blocks of a batch in order: `at(block)` before its codes are known, where
-    it is to be looked at, `add(block, codes)` after.
-    `history`: latent frames of the chunk before that are shown; `copies`: whether copying codes are; `hints`: whether
-    there is room for a hint, `shown` the hint's latents (`hint_latents`), of no chunk where there is none."""
+    """Walks over the blocks of a batch in order: `at(block)` before its codes are known, where it is to be looked at,
+    `add(block, codes)` after. `history`: latent frames of the chunk before that are shown; `copies`: whether copying
+    codes are; `hints`: whether there is room for a hint, `shown` the hint's latents (`hint_latents`), of no chunk where
+    there is none."""
 
     def __init__(
         self,

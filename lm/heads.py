@@ -62,14 +62,14 @@ class CodeEmbedding(nn.Module):
 class WordHead(nn.Module):
     """Logits over a frozen table (K, E): inner products in the table's space."""
 
+    num_groups = 1
+
     def __init__(self, embeddings: Tensor, dim: int) -> None:
         super().__init__()
         self.register_buffer("embeddings", embeddings.clone(), persistent=False)
         self.linear = nn.Linear(dim, embeddings.shape[1])
         self.bias = nn.Parameter(torch.zeros(len(embeddings)))
         self.scale = nn.Parameter(torch.tensor(4.0))
-
-    num_groups = 1
 
     def logits(self, hidden: Tensor, points: Sequence[Point] = ()) -> Tensor:
         logits = self.scale * self.linear(hidden) @ self.embeddings.T + self.bias
@@ -125,15 +125,15 @@ class GroupHead(nn.Module):
 
     def nll(self, hidden: Tensor, codes: Tensor, points: Sequence[Point] = ()) -> Tensor:
         """(..., dim), ids (...) -> negative log-likelihood in nats (...)."""
-        total = torch.zeros(codes.shape, device=hidden.device)
+        parts: list[Tensor] = []
 
-        def told(logits: Tensor, digit: Tensor) -> Tensor:
-            nonlocal total
-            total = total + _cross_entropy(logits, digit)
+        def told(logits: Tensor, place: int, size: int) -> Tensor:
+            digit = codes // place % size
+            parts.append(_cross_entropy(logits, digit))
             return digit
 
-        self._walk(hidden, points, lambda logits, place, size: told(logits, codes // place % size))
-        return total
+        self._walk(hidden, points, told)
+        return torch.stack(parts).sum(dim=0)
 
     def sample(self, hidden: Tensor, draw: Draw, points: Sequence[Point] = ()) -> Tensor:
         """`draw` is called once a group. (..., dim) -> ids (...)."""

@@ -26,6 +26,7 @@ from lm.folder import read_folder, write_folder
 from lm.heads import CodeEmbedding, Point, make_head
 from lm.layout import Block
 from lm.linear_cross_entropy import linear_cross_entropy
+from lm.reading import captions, read
 from lm.vocabulary import Vocabulary
 from pyramid.levels import check_detail
 from pyramid.tokenizer import PyramidTokenizer
@@ -235,7 +236,7 @@ class PyramidLM(nn.Module):
             raise ValueError("PyramidLM.generation_loss: expected a block that is picked and not given, got none")
         # After the last block that is asked for nothing would see a clean copy.
         clean = [i for i in range(asked[-1]) if blocks[i].remembered]
-        seen = self._seen(inputs, blocks, codes, condition, {*clean, *asked})
+        seen = self.seen_of(inputs, blocks, codes, condition, {*clean, *asked})
         targets = {i: tokens.ids[blocks[i].chunk][blocks[i].level].flatten(1) for i in asked}
         hidden = {i: _hide(blocks[i], len(sentences), generator, tube).to(self.device) for i in asked}
         hidden = {i: torch.ones_like(hide) if hide_all else hide for i, hide in hidden.items()}
@@ -266,7 +267,7 @@ class PyramidLM(nn.Module):
     def caption_loss(self, tokens: TokenPyramid, sentences: Sequence[Sequence[int]], detail: int) -> Tensor:
         """Mean negative log-likelihood of the captions' text ids and their end, read from `detail` levels; scalar. Of
         these as many count as `caption` writes: a caption that is cut at `max_text` has no end."""
-        x, intervals, positions = self._reading(tokens, detail)
+        x, intervals, positions = read(self, tokens, detail)
         rows = [[*sentence, self.text.eos_token_id][: self.config.max_text] for sentence in sentences]
         longest = max(len(row) for row in rows)
         target = torch.tensor([row + [-100] * (longest - len(row)) for row in rows], device=self.device)
@@ -284,7 +285,7 @@ class PyramidLM(nn.Module):
             return nn.functional.cross_entropy(head(out[:, start - 1 :]).float().flatten(0, 1), target.flatten())
         return linear_cross_entropy(out[:, start - 1 :].flatten(0, 1), head.weight, target.flatten())
 
-    def _seen(
+    def seen_of(
         self,
         tokens: TokenPyramid,
         blocks: Sequence[Block],
@@ -302,19 +303,6 @@ class PyramidLM(nn.Module):
             context.add(block, code)
         return seen
 
-    def _reading(self, tokens: TokenPyramid, detail: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Embeddings, intervals and positions of [task] [detail] [blocks] for reading."""
-        blocks = layout.blocks_of(tokens.pyramids, detail)
-        codes = [tokens.ids[b.chunk][b.level].flatten(1) for b in blocks]
-        seen = self._seen(tokens, blocks, codes, Condition("caption"), range(len(blocks)))
-        ids, pads = self.prefix("caption", detail, [[]] * tokens.batch_size)
-        embedded = [self.embed_block(b, codes[i], seen[i]) for i, b in enumerate(blocks)]
-        x = torch.cat([self.embed_ids(ids), *embedded], dim=1)
-        start = ids.shape[1]
-        intervals = [layout.prefix_intervals(pads, start), layout.clean_intervals(blocks, pads, start)]
-        positions = torch.arange(x.shape[1], device=self.device).expand(tokens.batch_size, -1)
-        return x, torch.cat(intervals, dim=1), positions
-
     # ------------------------------------------------------------------------------------------ use
 
     @torch.no_grad()
@@ -328,25 +316,7 @@ class PyramidLM(nn.Module):
         tokens = tokens.to(self.device)
         if not tokens.batch_size:
             raise ValueError("PyramidLM.caption: expected at least one clip, got none")
-        x, intervals, positions = self._reading(tokens, detail)
-        cache, run = DynamicCache(), self.runner()
-        batch = tokens.batch_size
-        done = torch.zeros(batch, dtype=torch.bool, device=self.device)
-        written: list[Tensor] = []
-        for _step in range(self.config.max_text):
-            hidden = run(x, intervals, positions, cache, None)[:, -1]
-            ids = self.backbone.get_output_embeddings()(hidden).argmax(dim=-1)
-            ids = ids.masked_fill(done, self.text.eos_token_id)
-            done |= ids == self.text.eos_token_id
-            if done.all():
-                break
-            written.append(ids)
-            start = cache.get_seq_length()
-            x = self.embed_ids(ids[:, None])
-            intervals = layout.text_intervals(start, 1, batch, self.device)
-            positions = torch.full((batch, 1), start, device=self.device)
-        rows = torch.stack(written, dim=1).tolist() if written else [[]] * batch
-        return [self.text.decode(row, skip_special_tokens=True).strip() for row in rows]
+        return captions(self, tokens, detail)
 
     @torch.no_grad()
     def generate(

@@ -109,6 +109,8 @@ class LMTraining(TrainingModule):
         known = tuple(
             task for task in lm.config.tasks if task in teaches and _possible(task, lm.num_levels, len(pyramids))
         )
+        if any(level > lm.num_levels for level in config.mix.levels):
+            raise ValueError(f"mix.levels: expected numbers from 1 to {lm.num_levels}, got {config.mix.levels}")
         text = lm.config.max_text // 2
         self.curriculum = Curriculum(config.mix, pyramids, known, lm.memory, lm.config.caption_detail, text)
 

@@ -54,9 +54,15 @@ def written_rate(info: VideoInfo, file: Path, usual: float) -> float:
     return min(rate, max_rate(file))
 
 
-def name_losses(path: Path, info: VideoInfo, rate: float, console: Console) -> None:
-    """Say what of a clip is not kept in one of `rate` frames a second: uneven times, sound."""
-    if (info.fps or 0) <= rate and rate_varies(path):
+def thinned_rate(info: VideoInfo, file: Path) -> float | None:
+    """The rate to read a clip at where `file` does not take its own: frames are left out, going by their times."""
+    most = max_rate(file)
+    return most if info.fps and most < info.fps < math.inf else None
+
+
+def name_losses(path: Path, info: VideoInfo, file: Path, rate: float, console: Console) -> None:
+    """Say what of a clip is not kept in `file`, of `rate` frames a second: uneven times, sound."""
+    if thinned_rate(info, file) is None and rate_varies(path):
         console.note(f"{path}: its frame rate varies; the frames are written at {rate:.4g} a second throughout")
     if info.has_audio:
         console.note(f"{path}: its sound is not kept")

@@ -137,7 +137,7 @@ def edit(
         if between:
             pieces = _between(writer, between, plan, frames)
         else:
-            name_losses(sources[0], plan.info, plan.fps, console)
+            name_losses(sources[0], plan.info, out, plan.fps, console)
             more = max(1, round(extend * plan.fps)) if extend else 0
             pieces = _chain(writer, sources[0], plan, upscale, stylize, refine, hole, more)
         count = write_pieces(out, pieces, plan.fps, console, overwrite)
@@ -197,7 +197,7 @@ class _Plan:
     """Sizes as (height, width). `file`: of the file; `native`: the same, or the model's where it is upscaled; `work`:
     as the model sees it, its shorter side the model's; `canvases`: what that is widened to, step by step, each around
     the middle of the last; `shown`: of the result, where the file's frames stand at `place`, (top, left). `fps`: of the
-    result, the file's own where the output's format takes it."""
+    result, the file's own where the output's format takes it; `thinned`: else the rate to read at."""
 
     info: VideoInfo
     file: tuple[int, int]
@@ -207,6 +207,7 @@ class _Plan:
     shown: tuple[int, int]
     place: tuple[int, int]
     fps: float
+    thinned: float | None
 
     @property
     def canvas(self) -> tuple[int, int]:
@@ -218,7 +219,7 @@ class _Plan:
         """For a clip or an image. `side`, `fps`: the model's shorter side and rate; `shapes`: width over height of what
         it is widened to; `bring_up`: the result has the model's resolution."""
         from pyramid.data.frames import probe
-        from tasks.clips import shown_size, written_rate
+        from tasks.clips import shown_size, thinned_rate, written_rate
 
         info = probe(path)
         file = native = shown_size(info)
@@ -249,7 +250,7 @@ class _Plan:
                 )
             )
         rate = fps if info.frames == 1 else written_rate(info, out, fps)
-        return _Plan(info, file, native, work, tuple(canvases), shown, place, rate)
+        return _Plan(info, file, native, work, tuple(canvases), shown, place, rate, thinned_rate(info, out))
 
 
 def _widened(size: tuple[int, int], shape: float) -> tuple[int, int]:
@@ -305,8 +306,7 @@ def _frames(count: int, path: Path, plan: _Plan) -> Iterator[Any]:
     """The file's frames, the first one and then so many at a time."""
     from tasks.clips import stream_chunks
 
-    fewer = plan.fps if (plan.info.fps or 0) > plan.fps else None  # where the format does not take the clip's rate
-    return stream_chunks(path, count, fps=fewer)
+    return stream_chunks(path, count, fps=plan.thinned)
 
 
 def _scaled(box: Box, native: tuple[int, int], work: tuple[int, int]) -> Box:

@@ -112,18 +112,18 @@ def reconstruct_file(
     from pyramid.data.frames import probe
     from pyramid.data.transforms import to_uint8
     from pyramid.data.video import VideoWriter
-    from tasks.clips import name_losses, shown_size, stream_chunks, written_rate
+    from tasks.clips import name_losses, shown_size, stream_chunks, thinned_rate, written_rate
 
     info = probe(path)
-    sheet = len(set(files.values())) == 1 and next(iter(files.values())).suffix.lower() == ".png"
-    rate = written_rate(info, next(iter(files.values())), tokenizer.config.fps)
+    first = next(iter(files.values()))
+    sheet = len(set(files.values())) == 1 and first.suffix.lower() == ".png"
+    rate = written_rate(info, first, tokenizer.config.fps)
     scores = {k: _Score() for k in files}
     strips = {k: _strip() for k in (0, *files)} if sheet else {}
     height, width = size = shown_size(info, max_side)
     if not sheet:
-        name_losses(path, info, rate, console)
-    fewer = rate if (info.fps or 0) > rate else None  # then frames are left out, going by their times
-    chunks = stream_chunks(path, tokenizer.config.chunk_frames, fps=fewer, size=size)
+        name_losses(path, info, first, rate, console)
+    chunks = stream_chunks(path, tokenizer.config.chunk_frames, fps=thinned_rate(info, first), size=size)
     chunks = console.track(chunks, path.name, _num_chunks(tokenizer, info.frames))
     with contextlib.ExitStack() as stack:
         writers: dict[int, VideoWriter] = {}
@@ -140,7 +140,7 @@ def reconstruct_file(
                 for frame in frames if writers else ():
                     writers[k].write(frame)
     if sheet:
-        _write_sheet(next(iter(files.values())), strips, scores, overwrite)
+        _write_sheet(first, strips, scores, overwrite)
     for k, score in scores.items():
         yield {
             "input": str(path),

@@ -73,19 +73,19 @@ def storyboard(
         detail = check_detail(detail, lm.num_levels, "--detail")
         spans = [max(1, round(span * config.fps)) for span in _spans(seconds, len(prompts))]
         ends = list(accumulate(spans))
-        if ends[-1] > config.num_frames:
-            lm.vocabulary.task(Writer(lm).onward)
-        claim([out], overwrite)
 
         def prompt_at(frame: int) -> str:
             return prompts[min(bisect_right(ends, frame), len(prompts) - 1)]
 
-        check_shots(prompts, ends, Writer(lm).starts(ends[-1]), config.fps)
         watch = Preview(lm, preview) if preview is not None else None
         writer = Writer(lm, prompt_at, negative, detail, seed, decoding, watch)
+        starts = writer.starts(ends[-1])
+        if len(starts) > 1:
+            lm.vocabulary.task(writer.onward)
+        check_shots(prompts, ends, starts, config.fps)
+        claim([out], overwrite)
         begin = time.perf_counter()
-        pieces, windows = roll(writer, ends[-1], shape), len(writer.starts(ends[-1]))
-        count = write_pieces(out, pieces, config.fps, console, overwrite, windows)
+        count = write_pieces(out, roll(writer, ends[-1], shape), config.fps, console, overwrite, len(starts))
         took = time.perf_counter() - begin
         record = {
             "prompts": prompts,

@@ -5,10 +5,13 @@ import json
 import pytest
 import torch
 
+from lm.backbone import LMConfig, make_backbone
 from lm.conditions import TASKS, hinted
 from lm.curriculum import Curriculum, Group, GroupBatches, MixConfig
+from lm.model import PyramidLM
 from lm.token_cache import InTurns, TokenDataset, unpack, write_tokens
-from lm.train import TrainLMConfig, train_lm
+from lm.train import LMTraining, TrainLMConfig, train_lm
+from lm.vocabulary import train_text_tokenizer
 from pyramid.config import load
 from pyramid.data.datamodule import collate_clips
 from pyramid.data.shapes import ShapesDataset, preset
@@ -172,6 +175,14 @@ def test_a_run_may_learn_some_levels_alone():
         coarse = group.given if group.task == "refine" else 0
         possible = range(coarse, group.detail)  # where the second is not among them, whatever is
         assert {level for _, level in group.blocks} == ({1} if 1 in possible else set(possible))
+
+
+def test_levels_that_the_model_does_not_have_are_refused(tokenizer):
+    text = train_text_tokenizer(["a red star"], 300)
+    config = LMConfig(dim=32, num_layers=1, num_heads=2, mlp=32, text_size=300)
+    lm = PyramidLM(config, tokenizer, text, make_backbone(config, len(text)))
+    with pytest.raises(ValueError, match=rf"mix.levels: expected numbers from 1 to {lm.num_levels}, got \(99,\)"):
+        LMTraining(TrainLMConfig(mix=MixConfig(levels=(99,))), lm)
 
 
 def test_what_is_given_is_not_learned():
