@@ -50,12 +50,12 @@ def write_tokens(
     seed: int = 0,
     hints: Sequence[str] | None = None,
     sources: Sequence[str] = (),
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int, int], None] = lambda done, written: None,
 ) -> Path:
     """Tokenize the first `count` clips (all by default) of a map-style data set, items as `ClipData` has them, into
     `folder`, whole shards that are there left as they are. Batch i of `batch_size` clips gets hints of the task
     i mod len(hints); none without `hints`. `sources`: names of what the clips are of, kept in index.json. `progress` is
-    told how many clips are done.
+    told how many clips are done, and how many of them by this call.
 
     Raises ValueError for a folder of other tokens, clips or hints.
     """
@@ -86,12 +86,14 @@ def write_tokens(
     with replacing(file) as part:
         part.write_text(json.dumps(index, indent=2) + "\n", encoding="utf8")
     dtype = torch.int32 if max(level.quantizer.codebook_size for level in levels) <= 1 << 31 else torch.int64
+    written = 0
     for number, start in enumerate(range(0, count, SHARD)):
         name = folder / f"{number:05d}.safetensors"
         stop = min(start + SHARD, count)
         if not name.exists():
             _write_shard(tokenizer, dataset, name, range(start, stop), batch_size, seed, hints, dtype)
-        progress(stop)
+            written += stop - start
+            progress(stop, written)
     return folder
 
 

@@ -78,6 +78,7 @@ class Console:
         self.quiet = False  # where another process of the same run speaks
         self._stack = contextlib.ExitStack()
         self._out: TextIO = sys.stdout
+        self._spoke = -math.inf  # seconds, when the last line of progress was
 
     def __enter__(self) -> Console:
         self._out = sys.stdout
@@ -136,13 +137,18 @@ class Console:
         if sys.stderr.isatty():
             yield from self._bar(items, what, total)
             return
-        begin = last = time.monotonic()
+        begin = self._spoke = time.monotonic()
         for count, item in enumerate(items):
-            now = time.monotonic()
-            if now - last >= 5:
-                self.note(f"{what}: {count}{f'/{total}' if total else ''} after {now - begin:.0f} s")
-                last = now
+            self.pulse(f"{what}: {count}{f'/{total}' if total else ''}", begin)
             yield item
+
+    def pulse(self, text: str, begin: float) -> None:
+        """How far it is, and since `begin` (of `time.monotonic`): a line every few seconds, where no bar is shown."""
+        now = time.monotonic()
+        if sys.stderr.isatty() or now - max(self._spoke, begin) < 5:
+            return
+        self.note(f"{text} after {now - begin:.0f} s")
+        self._spoke = now
 
     def _bar(self, items: Iterable[Item], what: str, total: int | None) -> Iterator[Item]:
         from rich.console import Console as RichConsole

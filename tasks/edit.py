@@ -131,7 +131,7 @@ def edit(
         claim([out], overwrite, inputs=sources)
         config = lm.tokenizer.config
         plan = _Plan.of(sources[0], out, min(config.size), config.fps, shapes, bring_up=upscale)
-        watch = Preview(lm, preview) if preview is not None else None
+        watch = _Watch(console, None if preview is None else Preview(lm, preview))
         writer = Writer(lm, prompt, negative, detail, seed, decoding, watch)
         begin = time.perf_counter()
         if between:
@@ -156,6 +156,20 @@ def edit(
         size = f"{count} frames of {plan.shown[1]}x{plan.shown[0]}"
         console.emit(record, f"{out}: {', '.join(chain)}, {size}, {took:.1f} s")
     return DONE
+
+
+class _Watch:
+    """Called as `on_block`: stages wait for each other, and the first frame may be long in coming; says how many windows
+    were begun."""
+
+    def __init__(self, console: Console, preview: Preview | None) -> None:
+        self.console, self.preview, self.windows, self.begin = console, preview, 0, time.monotonic()
+
+    def __call__(self, chunk: int, level: int, ids: tuple[Any, ...], size: tuple[int, int]) -> None:
+        self.windows += chunk == level == 0
+        self.console.pulse(f"window {self.windows}, chunk {chunk + 1}, level {level + 1}", self.begin)
+        if self.preview is not None:
+            self.preview(chunk, level, ids, size)
 
 
 def _check(chain: list[str], clip: Path | None, extend: float | None, frames: int | None) -> None:

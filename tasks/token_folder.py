@@ -73,9 +73,9 @@ def tokens(
         for part, (clips_of, count) in sets.items():
             begin = time.monotonic()
 
-            def told(done: int, part: str = part, count: int = count, begin: float = begin) -> None:
+            def told(done: int, written: int, part: str = part, count: int = count, begin: float = begin) -> None:
                 took = time.monotonic() - begin
-                left = took / done * (count - done)
+                left = took / written * (count - done)
                 console.note(f"{part}: {done} of {count} clips in {took:.0f} s, {left:.0f} s left")
 
             chosen = hinted() if hints else ()

@@ -67,15 +67,16 @@ def test_it_goes_on_after_the_last_whole_shard(tokenizer, tmp_path, monkeypatch)
     class Stopped(Exception):
         pass
 
-    def stop(done):
-        calls.append(done)
-        if done == 8:
+    def stop(*told):
+        calls.append(told)
+        if told == (8, 8):
             raise Stopped
 
     with pytest.raises(Stopped):
         write_tokens(tokenizer, clips, tmp_path / "a", count=12, batch_size=4, progress=stop)
     first = (tmp_path / "a" / "00000.safetensors").stat().st_mtime_ns
-    write_tokens(tokenizer, clips, tmp_path / "a", count=12, batch_size=4)
+    write_tokens(tokenizer, clips, tmp_path / "a", count=12, batch_size=4, progress=stop)
+    assert calls == [(4, 4), (8, 8), (12, 4)]  # of the whole, and by this call
     assert (tmp_path / "a" / "00000.safetensors").stat().st_mtime_ns == first
     write_tokens(tokenizer, clips, tmp_path / "b", count=12, batch_size=4)
     a, b = (TokenDataset(tmp_path / name) for name in "ab")

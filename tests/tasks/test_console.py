@@ -29,6 +29,16 @@ def test_a_value_error_from_below_us_is_not_the_users():
     assert one_line(FileNotFoundError(2, "No such file", "x")) == "x: No such file"
 
 
+def test_a_long_step_is_heard_of_every_few_seconds(capsys, monkeypatch):
+    clock = iter([0.0, 1.0, 4.0, 5.5, 6.0, 11.0])
+    monkeypatch.setattr("tasks.console.time.monotonic", lambda: next(clock))
+    console = Console("edit")
+    for count, _ in enumerate(console.track("ab", "clip.mkv")):  # begun at 0, asked at 1 and, after the pulses, at 11
+        for number in range(3 if count == 0 else 0):
+            console.pulse(f"window {number + 1}", 0.0)  # at 4, 5.5 and 6
+    assert capsys.readouterr().err.splitlines() == ["window 2 after 6 s", "clip.mkv: 1/2 after 11 s"]
+
+
 class _Broken:
     """A data set whose items cannot be had."""
 
