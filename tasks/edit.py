@@ -159,8 +159,8 @@ def edit(
 
 
 class _Watch:
-    """Called as `on_block`: stages wait for each other, and the first frame may be long in coming; says how many windows
-    were begun."""
+    """Called as `on_block`: stages wait for each other, and the first frame may be long in coming; says how many
+    windows were begun."""
 
     def __init__(self, console: Console, preview: Preview | None) -> None:
         self.console, self.preview, self.windows, self.begin = console, preview, 0, time.monotonic()
