@@ -2,7 +2,8 @@
 
     next-level   one pass of the network a block: all its tokens at once, each by itself
     masked       several passes a block (MaskGIT, 2202.04200): some tokens a pass, seen by the next ones
-    raster       one token a pass, in scan order: the plain reference
+    raster       one token a pass, in scan order: the plain reference. Between passes that look at the whole block the
+                 token that became known and the next are computed alone (Fast-dLLM, 2505.22618)
 
 The order of `masked`: "random"; "halton", a low-discrepancy sequence over the grid, so that tokens of one pass stand
 far from each other (2503.17076); "confidence", the likeliest draws first (MaskGIT), with noise that falls to none.
@@ -19,11 +20,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from lm import layout
 from lm.conditions import Condition
 from lm.context import Seen, hint_latents
+from lm.kv_cache import roomy_cache
 from lm.layout import Block
 from lm.sampling import Sampler, guidance_weights
 from pyramid.tokens import TokenPyramid
@@ -51,6 +52,7 @@ class Decoding:
         guidance_given: the same for what a hint shows (2211.09800, section 3.2.1). ramp: the share of guidance
         - 1 at the first level and at the last, in a straight line between (VAR, 2404.02905, raises it level by level).
     noise: of the order "confidence", the Gumbel noise on log-probabilities in the first pass.
+    refresh: of "raster", every how many passes the whole block is looked at; 1 for always, which is exact.
 
     One number may stand for a tuple of one. Raises ValueError for a number out of range.
     """
@@ -65,6 +67,7 @@ class Decoding:
     guidance_given: float = 1.0
     ramp: tuple[float, float] = (1.0, 1.0)
     noise: float = 4.5
+    refresh: int = 16
 
     def __post_init__(self) -> None:
         for name in ("passes", "first_passes", "temperature"):
@@ -82,6 +85,8 @@ class Decoding:
         for name in ("guidance", "guidance_given", "noise"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be finite and 0 or more, got {getattr(self, name)}")
+        if self.refresh < 1:
+            raise ValueError(f"refresh must be at least 1, got {self.refresh}")
         if len(self.ramp) != 2 or not all(0 <= share <= 1 for share in self.ramp):
             raise ValueError(f"ramp must be two shares from 0 to 1, got {self.ramp}")
 
@@ -209,7 +214,9 @@ def write(
         context.add(block, codes)
         if on_block is not None:
             on_block(block.chunk, block.level, tuple(chunks[block.chunk]))
-    return TokenPyramid(tuple(tuple(levels) for levels in chunks), num_frames, height, width)
+    with torch.inference_mode(False):  # tokens that may be trained on
+        ids = tuple(tuple(level.clone() for level in levels) for levels in chunks)
+    return TokenPyramid(ids, num_frames, height, width)
 
 
 class _Pen:
@@ -218,12 +225,14 @@ class _Pen:
     prefix at first, then every block that is kept."""
 
     def __init__(self, lm: PyramidLM, task: str, detail: int, sentences: Sequence[Sequence[int]]) -> None:
-        self.lm, self.run, self.cache = lm, lm.runner(), DynamicCache()
+        self.lm, self.run, self.cache = lm, lm.runner(), roomy_cache()
         ids, self.pads = lm.prefix(task, detail, sentences)
         self.start = ids.shape[1]
         # Parts of the sequence: embeddings (R, n, dim), intervals (R, n, 4), positions (R, n).
         places = self._positions(torch.arange(self.start))
         self.waiting = [(lm.embed_ids(ids), layout.prefix_intervals(self.pads, self.start), places)]
+        self.cached = 0  # tokens of a block that stand in the cache until the next block is looked at
+        self.fresh = 0  # in scan order: how many tokens of the block were known when the whole of it was looked at
 
     def _positions(self, places: Tensor) -> Tensor:
         return (places.to(self.lm.device)[None] - self.pads[:, None]).clamp(min=0)
@@ -239,17 +248,43 @@ class _Pen:
     def look(self, codes: Tensor, hidden: Tensor, take: Tensor) -> Tensor:
         """One pass: hidden states (R, m, dim) of the tokens `take` (R, m) of the block, of whose codes (R, n) those not
         `hidden` are known."""
+        self.cache.crop(-self.cached)
+        self.cached = self.block.count
         parts = zip(*self.waiting, self._part(codes, hidden), strict=True)
         x, intervals, positions = (torch.cat(part, dim=1) for part in parts)
-        out = self.run(x, intervals, positions, self.cache, take + (x.shape[1] - self.block.count))
-        self.cache.crop(-self.block.count)
         self.waiting.clear()
+        return self.run(x, intervals, positions, self.cache, take + (x.shape[1] - self.block.count))
+
+    def look_on(self, codes: Tensor, hidden: Tensor, turn: int) -> Tensor:
+        """The pass after that of token `turn` - 1 in scan order, by two tokens: that one, now known, and `turn`, whose
+        hidden state (R, 1, dim) is returned. Each sees itself, the tokens before it as they came to be known and those
+        after it as they were, hidden, at the last `look`. So the whole of a scan is one sequence."""
+        two, before = slice(turn - 1, turn + 1), self.start + self.block.start
+        stop = before + self.block.count + turn - self.fresh
+        bounds = [[before + self.fresh, before + turn + step, stop + step] for step in (0, 1)]
+        ends = torch.tensor(bounds, device=self.pads.device).expand(len(self.pads), -1, -1)
+        intervals = torch.cat([self.pads[:, None, None].expand(-1, 2, 1), ends], dim=2)
+        x = self.lm.embed_codes(self.block, codes[:, two], hidden[:, two]) + self.place[:, two]
+        out = self.run(x, intervals, self.positions[:, two], self.cache, torch.ones_like(codes[:, :1]))
+        self.cache.crop(-1)  # the token that is still hidden
+        self.cached += 1
         return out
 
     def draw(self, codes: Tensor, hidden: Tensor, take: Tensor, sampler: Sampler) -> Tensor:
         """One pass, and codes (R, m) drawn for the tokens `take`."""
+        return self._sample(self.look(codes, hidden, take), take, sampler)
+
+    def scan(self, codes: Tensor, hidden: Tensor, turn: int, refresh: int, sampler: Sampler) -> Tensor:
+        """One pass in scan order, and codes (R, 1) drawn for the token `turn`."""
+        take = torch.full_like(codes[:, :1], turn)
+        if turn % refresh:
+            return self._sample(self.look_on(codes, hidden, turn), take, sampler)
+        self.fresh = turn
+        return self.draw(codes, hidden, take, sampler)
+
+    def _sample(self, states: Tensor, take: Tensor, sampler: Sampler) -> Tensor:
         points = self.lm.points(self.block, self.seen, take)
-        return self.lm.heads[self.block.level].sample(self.look(codes, hidden, take), sampler, points)
+        return self.lm.heads[self.block.level].sample(states, sampler, points)
 
     def keep(self, codes: Tensor) -> None:
         """The block is done, and later ones see it."""
@@ -272,6 +307,11 @@ def _fill(block: Block, decoding: Decoding, sampler: Sampler, pen: _Pen) -> Tens
             codes = torch.where(reveal, drawn, codes)
             hidden = hidden & ~reveal
         return codes
+    if decoding.decoder == "raster":
+        for turn in range(block.count):
+            codes[:, turn : turn + 1] = pen.scan(codes, hidden, turn, decoding.refresh, sampler)
+            hidden[:, turn] = False
+        return codes
     order = _ranks(block, decoding, sampler).argsort(dim=1)
     for start, stop in zip([0, *stops], stops, strict=False):
         turn_of = order[:, start:stop].sort(dim=1).values  # those whose turn it is, (R, m)
@@ -282,9 +322,7 @@ def _fill(block: Block, decoding: Decoding, sampler: Sampler, pen: _Pen) -> Tens
 
 
 def _ranks(block: Block, decoding: Decoding, sampler: Sampler) -> Tensor:
-    """When each token of a block has its turn, (R, n) int64 from 0."""
-    if decoding.decoder == "raster":
-        return torch.arange(block.count, device=sampler.device).expand(sampler.num_rows, -1)
+    """When each token of a block has its turn, in "random" or "halton" order: (R, n) int64 from 0."""
     if decoding.order == "random" or block.count == 1:
         return sampler.spread(sampler.uniform(block.count).argsort(dim=1).argsort(dim=1))
     # The sequence is moved across the grid, which it wraps around, by a shift of each row.
@@ -312,7 +350,7 @@ def _read(lm: PyramidLM, sentence: str, which: str) -> list[int]:
 
 
 def _warn(what: str, stacklevel: int = 5) -> None:
-    """At the line that called `PyramidLM.generate`: beyond write, generate and no_grad's own frame."""
+    """At the line that called `PyramidLM.generate`: beyond write, generate and inference_mode's own frame."""
     warnings.warn(f"PyramidLM.generate: {what}", TextWarning, stacklevel=stacklevel)
 
 

@@ -63,6 +63,7 @@ def num_remembered(blocks: Sequence[Block]) -> int:
 
 
 @lru_cache(maxsize=1024)
+@torch.inference_mode(False)  # it may be trained with later
 def position_features(chunk: int, grid: tuple[int, int, int]) -> Tensor:
     """Where each token of a block is, float32 (n, NUM_FEATURES): which chunk, and its centre in time, height and width
     of the chunk as sines and cosines. Any grid works; equal places of different levels have equal features. Computed

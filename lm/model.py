@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import Cache
 
 from lm import layout, quick
 from lm.backbone import LMConfig, merge_adapters
@@ -181,7 +181,7 @@ class PyramidLM(nn.Module):
         x: Tensor,
         intervals: Tensor,
         positions: Tensor,
-        cache: DynamicCache | None = None,
+        cache: Cache | None = None,
         take: Tensor | None = None,
     ) -> Tensor:
         """Backbone without its head: (B, S, dim), or of the tokens `take` (B, m) alone. x (B, S, dim), intervals
@@ -305,7 +305,7 @@ class PyramidLM(nn.Module):
 
     # ------------------------------------------------------------------------------------------ use
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def caption(self, video: Tensor | TokenPyramid, detail: int | None = None) -> list[str]:
         """One sentence a clip, the most likely word at each step, read from the first `detail` levels (default
         `caption_detail`). video: (B, 3, T, H, W) in [-1, 1], or its tokens. Raises ValueError for no clip, a detail
@@ -318,7 +318,7 @@ class PyramidLM(nn.Module):
             raise ValueError("PyramidLM.caption: expected at least one clip, got none")
         return captions(self, tokens, detail)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def generate(
         self,
         prompts: Sequence[str],

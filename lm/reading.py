@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from lm import layout
 from lm.conditions import Condition
+from lm.kv_cache import roomy_cache
 from pyramid.tokens import TokenPyramid
 
 if TYPE_CHECKING:
@@ -30,11 +30,10 @@ def read(lm: PyramidLM, tokens: TokenPyramid, detail: int) -> tuple[Tensor, Tens
     return x, torch.cat(intervals, dim=1), positions
 
 
-@torch.no_grad()
 def captions(lm: PyramidLM, tokens: TokenPyramid, detail: int) -> list[str]:
     """One sentence a clip, the most likely word at each step."""
     x, intervals, positions = read(lm, tokens, detail)
-    cache, run, head = DynamicCache(), lm.runner(), lm.backbone.get_output_embeddings()
+    cache, run, head = roomy_cache(), lm.runner(), lm.backbone.get_output_embeddings()
     batch, end = tokens.batch_size, lm.text.eos_token_id
     done = torch.zeros(batch, dtype=torch.bool, device=lm.device)
     written: list[Tensor] = []

@@ -27,6 +27,7 @@ from pyramid.quantize.level_stack import PyramidQuantizer, QuantizedLevel
 
 
 @lru_cache(maxsize=1024)
+@torch.inference_mode(False)  # it may be trained with later
 def _places(level: tuple[int, ...], grid: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """The position (s,) of each cell of a level in the flat latent, and the nearest cell (S,) of each position."""
     positions = [dilated_positions(n, size) for n, size in zip(level, grid, strict=True)]

@@ -78,6 +78,50 @@ def test_many_passes_are_raster_in_another_order(lm):
     assert all(torch.equal(one[0], other) for other in one)
 
 
+@pytest.mark.parametrize("refresh", [1, 5, 16])
+def test_a_scan_is_one_sequence(lm, refresh, monkeypatch):
+    """Hidden states of a block's tokens by passes over a cache, and by one pass without: of the block hidden, or known
+    up to where it was looked at last; of its tokens as they come to be known; of each as it is drawn."""
+    passes, run = [], lm.runner()
+    monkeypatch.setattr(lm, "runner", lambda: lambda *args: passes.append(run(*args)) or passes[-1])
+    settings = {"decoder": "raster", "refresh": refresh, "guidance": 1}
+    codes = lm.generate(["a red star"], num_frames=1, seed=1, **settings)
+    blocks = layout.blocks_of(codes.pyramids, 3, lm.memory)
+    ids = [part.flatten(1) for part in codes.ids[0]]
+    context = lm.context(1, 16, 16)
+    seen = [(context.at(b), context.add(b, i))[0] for b, i in zip(blocks, ids, strict=True)]
+    head, pads = lm.prefix("generate", 3, [lm.text_ids("a red star")])
+    known = [lm.embed_block(b, i, s) for b, i, s in zip(blocks, ids, seen, strict=True)]
+    start = head.shape[1] + blocks[-1].start
+    before = torch.cat([lm.embed_ids(head), *known[:-1]], dim=1)
+    sees = [layout.prefix_intervals(pads, head.shape[1]), layout.clean_intervals(blocks[:-1], pads, head.shape[1])]
+    count = blocks[-1].count
+    hidden = lm.embed_block(blocks[-1], ids[-1], seen[-1], torch.ones(1, count, dtype=torch.bool))
+    for turn in range(count):
+        fresh = turn - turn % refresh
+        x = [before, known[-1][:, :fresh], hidden[:, fresh:]]  # the last look at all
+        places = [*range(start + count)]
+        rows = [[0, start + count, start + count, start + count]] * count
+        if turn > fresh:
+            x += [known[-1][:, fresh:turn], hidden[:, turn : turn + 1]]
+            places += range(start + fresh, start + turn + 1)
+            rows = rows + [
+                [0, start + fresh, start + t + 1, start + count + t + 1 - fresh] for t in range(fresh, turn + 1)
+            ]
+        intervals = torch.cat([*sees, torch.tensor([rows])], dim=1)
+        out = lm.run(torch.cat(x, dim=1), intervals, torch.tensor([places]))
+        at = -1 if turn > fresh else start + turn
+        assert torch.allclose(out[:, at], passes[turn - count][:, 0], atol=1e-5), turn
+
+
+def test_a_model_is_trained_after_it_has_written(lm):
+    layout.position_features.cache_clear()
+    tokens = lm.generate(["a red star"], num_frames=1)
+    lm.generation_loss(tokens, [lm.text_ids("a red star")], 3)[2].backward()
+    assert lm.place.weight.grad.abs().sum() > 0
+    lm.zero_grad()
+
+
 def test_next_level_is_masked_of_one_pass(lm):
     a = lm.generate(["a red star"], temperature=0, decoder="next-level")
     b = lm.generate(["a red star"], temperature=0, decoder="masked", passes=1)
