@@ -170,15 +170,17 @@ def score_writing(
 ) -> list[Row]:
     """Whether a `WritingJudge` reads the character that was meant, and at least its alphabet: of real clips and their
     reconstructions, which are ceilings; of clips written by class; and of the first half of a clip, gone on with
-    ("finished", without a word of text), or left as it is ("left unfinished")."""
+    ("finished", from its caption or without a word of text), or left as it is ("left unfinished"). Batches: videos,
+    captions, labels."""
     found: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for number, (video, _, labels) in enumerate(batches):
+    for number, (video, captions, labels) in enumerate(batches):
         video = rounded(video)
         settings = {"seed": seed + 1000 * number, **(decoding or {})}
         results = {"real": video, "reconstructed": lm.tokenizer.decode(lm.tokenizer.encode(video))}
         condition, known = given(lm, "continue", video, torch.Generator())
-        finished = lm.tokenizer.decode(lm.generate([""] * len(video), condition=condition, **settings))
-        results["finished, no text"] = torch.where(known, video, finished)
+        for name, prompts in (("finished, told what", captions), ("finished, no text", [""] * len(video))):
+            finished = lm.tokenizer.decode(lm.generate(prompts, condition=condition, **settings))
+            results[name] = torch.where(known, video, finished)
         results["left unfinished"] = torch.where(known, video, TASKS["continue"].fill(video, known))  # type: ignore[misc]
         if "class" in lm.config.tasks:
             results["written by class"] = lm.tokenizer.decode(

@@ -133,7 +133,7 @@ def test_drift_is_seen():
         score_drift([[torch.zeros(1, 3, 80, 8, 8)]], mean_colour, 8.0, window=9)
 
 
-def test_writing_is_read(random_lm):
+def test_writing_is_read(random_lm, monkeypatch):
     class Reader:
         """Reads the brightness of the last frame."""
 
@@ -142,9 +142,12 @@ def test_writing_is_read(random_lm):
 
     video = torch.cat([torch.full((2, 3, 9, 32, 32), value) for value in (-0.8, 0.8)])
     labels = ["dark/1", "dark/2", "light/1", "light/1"]
-    rows = {row["of"]: row for row in score_writing(random_lm, [(video, [""] * 4, labels)], Reader())}
+    asked, generate = [], random_lm.generate
+    monkeypatch.setattr(random_lm, "generate", lambda texts, **more: asked.append(texts) or generate(texts, **more))
+    rows = {row["of"]: row for row in score_writing(random_lm, [(video, ["a dot"] * 4, labels)], Reader())}
+    assert asked == [["a dot"] * 4, [""] * 4, labels]
     assert rows["real"]["right"] == 0.75 and rows["real"]["alphabet"] == 1
-    assert rows["left unfinished"]["right"] == 0.75 and set(rows) > {"written by class", "finished, no text"}
+    assert rows["left unfinished"]["right"] == 0.75 and set(rows) > {"written by class", "finished, no text", "finished, told what"}
 
 
 def test_the_command(capsys, tmp_path):
