@@ -24,7 +24,7 @@ class _RoomyLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         start = self.get_seq_length()
         stop = start + key_states.shape[2]
-        if self.buffers is None or stop > self.buffers[0].shape[2]:
+        if self.buffers is None or stop > self.buffers[0].shape[2] or not _begins(self.buffers[0], self.keys):
             self.buffers = (
                 _larger(self.keys, key_states, start, max(ROOM, 2 * stop)),
                 _larger(self.values, value_states, start, max(ROOM, 2 * stop)),
@@ -37,6 +37,11 @@ class _RoomyLayer(DynamicLayer):
     def reset(self) -> None:
         super().reset()
         self.buffers = None
+
+
+def _begins(buffer: Tensor, keys: Tensor) -> bool:
+    """Whether these are its first places: other rows are, after `reorder_cache`, of a tensor of their own."""
+    return not keys.numel() or (keys.data_ptr() == buffer.data_ptr() and len(keys) == len(buffer))
 
 
 def _larger(old: Tensor, like: Tensor, used: int, size: int) -> Tensor:
