@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from lm.attention import register
-from lm.conditions import TASKS
+from lm.conditions import READING, TASKS
 from lm.decoding import Decoding
 
 
@@ -34,7 +34,7 @@ class LMConfig:
     text_size: int = 512
     max_text: int = 48
     caption_detail: int = 2
-    tasks: tuple[str, ...] = field(default_factory=lambda: (*TASKS, "caption"))
+    tasks: tuple[str, ...] = field(default_factory=lambda: (*TASKS, *READING))
     memory: int | None = None
     history: int = 1
     copies: bool = True
@@ -49,9 +49,9 @@ class LMConfig:
             raise ValueError(
                 f"lora: expected 0, or a rank and a pretrained backbone, got {self.lora} and {self.backbone}"
             )
-        unknown = [name for name in self.tasks if name not in (*TASKS, "caption")]
+        unknown = [name for name in self.tasks if name not in (*TASKS, *READING)]
         if unknown or len(set(self.tasks)) < len(self.tasks):
-            raise ValueError(f"tasks: expected some of {', '.join(TASKS)}, caption, each once, got {self.tasks}")
+            raise ValueError(f"tasks: expected some of {', '.join((*TASKS, *READING))}, each once, got {self.tasks}")
         if strange := sorted(self.decoding.keys() - {"", *self.tasks}):
             raise ValueError(f"decoding: expected some of the model's tasks, got {', '.join(strange)}")
 

@@ -202,6 +202,7 @@ TASKS = {
     "upscale": Task("a clip from one of lower resolution", replace=soften),
     "stylize": Task("a clip with the edges of another", replace=lambda video, factor: edges(video)),
 }
+READING = ("caption", "ask")  # tasks whose answer is text
 UPSCALE = 4  # the most that training softens by
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.utils.data import Sampler
 
-from lm.conditions import TASKS, hinted
+from lm.conditions import READING, TASKS, hinted
 from lm.layout import Block, blocks_of
 from pyramid.levels import Pyramid
 
@@ -28,7 +28,7 @@ class MixConfig:
     many. `levels`: the only ones that are learned, from 1, all where there are none: for a run that mends some of them.
 
     `all_levels`: share of steps that write all levels, of the others the last one is random. `caption_default`: share
-    of captions read at `caption_detail`, the others at a random detail."""
+    of captions and answers read at `caption_detail`, the others at a random detail."""
 
     tasks: dict[str, float] = field(
         default_factory=lambda: {
@@ -44,6 +44,7 @@ class MixConfig:
             "upscale": 0.7,
             "stylize": 0.7,
             "caption": 2.0,
+            "ask": 2.0,
         }
     )
     images_first: float = 0.9
@@ -56,7 +57,7 @@ class MixConfig:
     levels: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        known = {*TASKS, "caption"} - {"image"}
+        known = {*TASKS, *READING} - {"image"}
         for name, weight in self.tasks.items():
             if name not in known or not 0 <= weight < float("inf"):
                 raise ValueError(f"tasks: expected weights of {', '.join(sorted(known))}, got {name}: {weight}")
@@ -104,7 +105,7 @@ class Curriculum:
         task = names[int(torch.multinomial(weights, 1, generator=generator))]
         draw = torch.rand(5, generator=generator).tolist()
         num_levels, num_chunks = self.pyramids[0].num_levels, len(self.pyramids)
-        if task == "caption":
+        if task in READING:
             detail = self.caption_detail if draw[0] < self.mix.caption_default else 1 + int(draw[1] * num_levels)
             return self._sized(Group(task, num_chunks, detail, frozenset()))
         images = self.mix.images_first if progress < 0.25 else self.mix.images_later
@@ -143,7 +144,7 @@ class Curriculum:
     def _sized(self, group: Group) -> Group:
         """With the length of its sequences."""
         blocks = blocks_of(self.pyramids[: group.num_chunks], group.detail, self.memory)
-        if group.task == "caption":
+        if group.task in READING:
             count = 2 + sum(block.count for block in blocks) + self.text
         else:
             clean = sum(block.count for block in blocks if block.remembered)

@@ -71,7 +71,7 @@ def check_overfit(
         losses = lm.generation_loss(tokens, sentences, lm.num_levels, hide_all=True)
         loss = torch.stack(list(losses.values())).mean()
         if "caption" in lm.config.tasks and any(captions):
-            loss = loss + lm.caption_loss(
+            loss = loss + lm.reading_loss(
                 tokens.truncate(lm.config.caption_detail), sentences, lm.config.caption_detail
             )
         if not loss.isfinite():

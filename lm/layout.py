@@ -2,6 +2,7 @@
 
     generate:  [pad ...] [task] [detail] [text]  [chunk 0: level 1 .. k] [chunk 1: level 1 .. k] ...
     caption:   [task] [detail]  [chunk 0: level 1 .. k] ...  [text] [end]
+    ask:       [pad ...] [task] [detail] [question]  [chunk 0: level 1 .. k] ...  [answer] [end]
 
 A *block* is the tokens of one level of one chunk. Text is causal; a block sees the text, the *remembered* blocks that
 came before it, and itself in both directions. A model remembers the first `memory` levels of every chunk, or all; what
@@ -112,7 +113,7 @@ def places_of(blocks: Sequence[Block], offset: int) -> Tensor:
     return torch.cat([torch.arange(offset + b.start, offset + b.stop) for b in blocks])
 
 
-def text_intervals(offset: int, length: int, batch: int, device: torch.device) -> Tensor:
-    """Causal text that starts at position `offset` and sees all before it: (B, length, 4)."""
-    stop = torch.arange(offset + 1, offset + length + 1, device=device).expand(batch, length)
-    return torch.stack([torch.zeros_like(stop), stop, stop, stop], dim=-1)
+def text_intervals(offset: int, length: int, pads: Tensor) -> Tensor:
+    """Causal text that starts at position `offset` and sees all before it but the pads: (B, length, 4)."""
+    stop = torch.arange(offset + 1, offset + length + 1, device=pads.device).expand(len(pads), length)
+    return torch.stack([pads[:, None].expand_as(stop), stop, stop, stop], dim=-1)

@@ -26,8 +26,9 @@ from lm.folder import read_folder, write_folder
 from lm.heads import CodeEmbedding, Point, make_head
 from lm.layout import Block
 from lm.linear_cross_entropy import linear_cross_entropy
-from lm.reading import captions, read
+from lm.reading import Answer, Reading, answers, log_likelihoods, read
 from lm.vocabulary import Vocabulary
+from pyramid.data.grammar import either
 from pyramid.levels import check_detail
 from pyramid.tokenizer import PyramidTokenizer
 from pyramid.tokens import TokenPyramid
@@ -96,6 +97,18 @@ class PyramidLM(nn.Module):
         super()._apply(fn, recurse)
         self.tokenizer.to(self.device)  # it is no submodule, and must be where its ids are
         return self
+
+    def add_tasks(self, tasks: Sequence[str]) -> None:
+        """Room for tasks that the model does not know, to be trained. Raises ValueError for one that shows a clip
+        beside exact tokens, where the model has no place for that."""
+        new = tuple(task for task in tasks if task not in self.config.tasks)
+        if strange := [task for task in new if task in hinted() and not self.hints]:
+            raise ValueError(f"PyramidLM.add_tasks: {', '.join(strange)}: expected a model with some of {hinted()}")
+        self.config = dataclasses.replace(self.config, tasks=(*self.config.tasks, *new))
+        old, place = self.special.weight.data, 1 + len(self.vocabulary.tasks)  # the pad and the tasks, then the details
+        self.vocabulary = dataclasses.replace(self.vocabulary, tasks=self.config.tasks)
+        fresh = nn.init.normal_(old.new_empty(len(new), old.shape[1]), std=0.02)
+        self.special = nn.Embedding.from_pretrained(torch.cat([old[:place], fresh, old[place:]]), freeze=False)
 
     # ------------------------------------------------------------------------------------------ embedding
 
@@ -264,26 +277,28 @@ class PyramidLM(nn.Module):
             losses.setdefault(blocks[i].level, []).append((nll * hidden[i]).sum() / hidden[i].sum())
         return {level: torch.stack(values).mean() for level, values in losses.items()}
 
-    def caption_loss(self, tokens: TokenPyramid, sentences: Sequence[Sequence[int]], detail: int) -> Tensor:
-        """Mean negative log-likelihood of the captions' text ids and their end, read from `detail` levels; scalar. Of
-        these as many count as `caption` writes: a caption that is cut at `max_text` has no end."""
-        x, intervals, positions = read(self, tokens, detail)
+    def reading_loss(
+        self,
+        tokens: TokenPyramid,
+        sentences: Sequence[Sequence[int]],
+        detail: int,
+        questions: Sequence[Sequence[int]] | None = None,
+    ) -> Tensor:
+        """Mean negative log-likelihood of the text ids of captions, or answers where there are `questions`, and their
+        end, read from `detail` levels; scalar. Of these as many count as are written: a text that is cut at `max_text`
+        has no end."""
+        reading = read(self, tokens, detail, "caption" if questions is None else "ask", questions)
         rows = [[*sentence, self.text.eos_token_id][: self.config.max_text] for sentence in sentences]
         longest = max(len(row) for row in rows)
         target = torch.tensor([row + [-100] * (longest - len(row)) for row in rows], device=self.device)
-        inputs = target[:, :-1].clamp(min=0)
-        start = x.shape[1]
-        text = layout.text_intervals(start, longest - 1, len(rows), self.device)
-        places = torch.arange(start, start + longest - 1, device=self.device).expand(len(rows), -1)
-        out = self.run(
-            torch.cat([x, self.embed_ids(inputs)], dim=1),
-            torch.cat([intervals, text], dim=1),
-            torch.cat([positions, places], dim=1),
-        )
+        parts = [(reading.x, reading.intervals, reading.positions)]
+        parts.append(reading.text(self, target[:, :-1].clamp(min=0), reading.length))
+        x, intervals, positions = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+        out = self.run(x, intervals, positions)[:, reading.length - 1 :]
         head = self.backbone.get_output_embeddings()
         if getattr(head, "bias", None) is not None:
-            return nn.functional.cross_entropy(head(out[:, start - 1 :]).float().flatten(0, 1), target.flatten())
-        return linear_cross_entropy(out[:, start - 1 :].flatten(0, 1), head.weight, target.flatten())
+            return nn.functional.cross_entropy(head(out).float().flatten(0, 1), target.flatten())
+        return linear_cross_entropy(out.flatten(0, 1), head.weight, target.flatten())
 
     def seen_of(
         self,
@@ -306,17 +321,66 @@ class PyramidLM(nn.Module):
     # ------------------------------------------------------------------------------------------ use
 
     @torch.inference_mode()
-    def caption(self, video: Tensor | TokenPyramid, detail: int | None = None) -> list[str]:
+    def caption(self, video: Tensor | TokenPyramid, detail: int | None = None, **decoding: Any) -> list[str]:
         """One sentence a clip, the most likely word at each step, read from the first `detail` levels (default
-        `caption_detail`). video: (B, 3, T, H, W) in [-1, 1], or its tokens. Raises ValueError for no clip, a detail
-        that there is not, and what the tokenizer refuses."""
-        detail = self.config.caption_detail if detail is None else detail
-        detail = check_detail(detail, self.num_levels, "PyramidLM.caption")
+        `caption_detail`). video: (B, 3, T, H, W) in [-1, 1], or its tokens. `decoding`: as `answers` of reading.py:
+        beams, temperature, ... Raises ValueError for no clip, a detail that there is not, and what the tokenizer
+        refuses."""
+        return [answer.text for answer in answers(self, self._read("caption", video, None, detail), **decoding)]
+
+    @torch.inference_mode()
+    def ask(
+        self,
+        video: Tensor | TokenPyramid,
+        questions: str | Sequence[str] | None,
+        detail: int | None = None,
+        **decoding: Any,
+    ) -> list[Answer]:
+        """An answer a clip and its confidence: one question for all clips or one a clip; a caption of each for None.
+        The other arguments are those of `caption`. Raises ValueError besides for another number of questions and a
+        model that was not taught questions."""
+        return answers(
+            self, self._read("caption" if questions is None else "ask", video, questions, detail), **decoding
+        )
+
+    @torch.inference_mode()
+    def classify(
+        self,
+        video: Tensor | TokenPyramid,
+        labels: Sequence[str],
+        question: str | None = None,
+        detail: int | None = None,
+    ) -> Tensor:
+        """Probabilities (B, len(labels)), which sum to 1: how likely each label is as the answer to `question`, by
+        default to `a, b or c?`. Raises ValueError as `ask`, for fewer than two labels, and for one that is longer than
+        the model's answers."""
+        if len(set(labels)) < 2 or len(set(labels)) < len(labels):
+            raise ValueError(f"PyramidLM.classify: expected at least two labels, each once, got {list(labels)}")
+        question = either(labels) if question is None else question
+        return log_likelihoods(self, self._read("ask", video, question, detail), labels).softmax(dim=1)
+
+    def _read(
+        self, task: str, video: Tensor | TokenPyramid, questions: str | Sequence[str] | None, detail: int | None
+    ) -> Reading:
+        name = f"PyramidLM.{task}"
+        self.vocabulary.task(task)
+        detail = check_detail(self.config.caption_detail if detail is None else detail, self.num_levels, name)
         tokens = self.tokenizer.encode(video, detail) if isinstance(video, Tensor) else video.truncate(detail)
         tokens = tokens.to(self.device)
         if not tokens.batch_size:
-            raise ValueError("PyramidLM.caption: expected at least one clip, got none")
-        return captions(self, tokens, detail)
+            raise ValueError(f"{name}: expected at least one clip, got none")
+        asked = [questions] * tokens.batch_size if isinstance(questions, str) else questions
+        if asked is None:
+            return read(self, tokens, detail, task)
+        if len(asked) != tokens.batch_size:
+            raise ValueError(f"{name}: expected one question a clip, {tokens.batch_size}, got {len(asked)}")
+        ids = [self.text_ids(question) for question in asked]
+        if longest := [question for question, row in zip(asked, ids, strict=True) if len(row) > self.config.max_text]:
+            raise ValueError(
+                f"{name}: expected questions of at most {self.config.max_text} tokens, got {len(longest)} longer ones, "
+                f"the first {longest[0]!r}"
+            )
+        return read(self, tokens, detail, task, ids)
 
     @torch.inference_mode()
     def generate(

@@ -1,8 +1,14 @@
-"""Text from a pyramid: what a caption is read from, and the words one after the other. Writing is decoding.py."""
+"""Text from a pyramid: what is read, the words of an answer one after the other, and how likely a given answer is.
+Writing is decoding.py.
+
+    [pad ...] [task] [detail] [question]  [chunk 0: level 1 .. k] [chunk 1: ...] ...  [answer] [end]
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -10,42 +16,162 @@ from torch import Tensor
 from lm import layout
 from lm.conditions import Condition
 from lm.kv_cache import roomy_cache
+from lm.sampling import Sampler
 from pyramid.tokens import TokenPyramid
 
 if TYPE_CHECKING:
     from lm.model import PyramidLM
 
 
-def read(lm: PyramidLM, tokens: TokenPyramid, detail: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Embeddings, intervals and positions of [task] [detail] [blocks], after which text follows."""
+@dataclass(frozen=True)
+class Answer:
+    """What a clip was read to be; `confidence`: the probability that the model gives to exactly this text."""
+
+    text: str
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Reading:
+    """B clips as they are read: embeddings `x` (B, S, dim), `intervals` (B, S, 4) and `positions` (B, S), `pads` (B,)
+    at the start. Text stands behind them."""
+
+    x: Tensor
+    intervals: Tensor
+    positions: Tensor
+    pads: Tensor
+
+    @property
+    def length(self) -> int:
+        return self.x.shape[1]
+
+    def text(self, lm: PyramidLM, ids: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The same of text ids (B, n) that begin at place `start`."""
+        places = torch.arange(start, start + ids.shape[1], device=lm.device)
+        intervals = layout.text_intervals(start, ids.shape[1], self.pads)
+        return lm.embed_ids(ids), intervals, places - self.pads[:, None]
+
+    def rows(self, index: Tensor) -> Reading:
+        """Some of the clips, or one of them more than once."""
+        return Reading(self.x[index], self.intervals[index], self.positions[index], self.pads[index])
+
+
+def read(
+    lm: PyramidLM, tokens: TokenPyramid, detail: int, task: str, questions: Sequence[Sequence[int]] | None = None
+) -> Reading:
+    """`questions`: text ids, one a clip."""
     blocks = layout.blocks_of(tokens.pyramids, detail)
     codes = [tokens.ids[b.chunk][b.level].flatten(1) for b in blocks]
-    seen = lm.seen_of(tokens, blocks, codes, Condition("caption"), range(len(blocks)))
-    ids, pads = lm.prefix("caption", detail, [[]] * tokens.batch_size)
+    seen = lm.seen_of(tokens, blocks, codes, Condition(task), range(len(blocks)))
+    ids, pads = lm.prefix(task, detail, [[]] * tokens.batch_size if questions is None else questions)
     embedded = [lm.embed_block(b, codes[i], seen[i]) for i, b in enumerate(blocks)]
     x = torch.cat([lm.embed_ids(ids), *embedded], dim=1)
     start = ids.shape[1]
     intervals = [layout.prefix_intervals(pads, start), layout.clean_intervals(blocks, pads, start)]
-    positions = torch.arange(x.shape[1], device=lm.device).expand(tokens.batch_size, -1)
-    return x, torch.cat(intervals, dim=1), positions
+    positions = torch.arange(x.shape[1], device=lm.device)[None] - pads[:, None]
+    return Reading(x, torch.cat(intervals, dim=1), positions.clamp(min=0), pads)
 
 
-def captions(lm: PyramidLM, tokens: TokenPyramid, detail: int) -> list[str]:
-    """One sentence a clip, the most likely word at each step."""
-    x, intervals, positions = read(lm, tokens, detail)
-    cache, run, head = roomy_cache(), lm.runner(), lm.backbone.get_output_embeddings()
-    batch, end = tokens.batch_size, lm.text.eos_token_id
-    done = torch.zeros(batch, dtype=torch.bool, device=lm.device)
-    written: list[Tensor] = []
-    for _step in range(lm.config.max_text):
-        ids = head(run(x, intervals, positions, cache, None)[:, -1]).argmax(dim=-1).masked_fill(done, end)
-        done |= ids == end
-        if done.all():
+class _Reader:
+    """Log-probabilities of the next text id after a reading and what was said so far."""
+
+    def __init__(self, lm: PyramidLM, reading: Reading) -> None:
+        self.lm, self.reading, self.cache = lm, reading, roomy_cache()
+        self.run, self.head = lm.runner(), lm.backbone.get_output_embeddings()
+
+    def begin(self) -> Tensor:
+        """(B, V) of the first id."""
+        reading = self.reading
+        last = torch.full_like(reading.pads, reading.length - 1)[:, None]
+        return self._next(reading.x, reading.intervals, reading.positions, last)[:, 0]
+
+    def go_on(self, ids: Tensor) -> Tensor:
+        """(B, n, V) after each of the ids (B, n)."""
+        return self._next(*self.reading.text(self.lm, ids, self.cache.get_seq_length()))
+
+    def choose(self, rows: Tensor) -> None:
+        """Goes on with some rows, or one of them more than once."""
+        self.reading = self.reading.rows(rows)
+        self.cache.reorder_cache(rows)
+
+    def _next(self, x: Tensor, intervals: Tensor, positions: Tensor, take: Tensor | None = None) -> Tensor:
+        out: Any = self.run(x, intervals, positions, self.cache, take)
+        return self.head(out).float().log_softmax(dim=-1)
+
+
+def answers(
+    lm: PyramidLM,
+    reading: Reading,
+    *,
+    beams: int = 1,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+) -> list[Answer]:
+    """One text a clip. `beams`: the most likely text that a search of so many finds, 1 takes the likeliest id at each
+    step; `temperature` above 0 draws instead, clip i with seed + i. Raises ValueError for numbers out of range, or both
+    at once."""
+    if beams < 1 or not temperature >= 0 or not 0 < top_p <= 1:
+        raise ValueError(
+            f"answers: expected beams of at least 1, a temperature of at least 0 and top_p in (0, 1], got {beams}, "
+            f"{temperature} and {top_p}"
+        )
+    if beams > 1 and temperature:
+        raise ValueError(f"answers: expected one beam where text is drawn, got {beams} and temperature {temperature}")
+    clips, end, device = len(reading.pads), lm.text.eos_token_id, lm.device
+    sampler = Sampler([seed + i for i in range(clips)], device)
+    sampler.temperature, sampler.top_p = temperature, top_p
+    reader = _Reader(lm, reading)
+    likely = reader.begin()[:, None]  # (B, beams so far, V)
+    scores = torch.zeros(clips, 1, device=device)
+    said = torch.zeros(clips, 1, 0, dtype=torch.int64, device=device)
+    done = torch.zeros(clips, 1, dtype=torch.bool, device=device)
+    silence = torch.full((likely.shape[-1],), -torch.inf, device=device)
+    silence[end] = 0.0  # a text that has ended costs nothing more
+    for step in range(lm.config.max_text):
+        likely = torch.where(done[..., None], silence, likely)
+        if temperature:
+            ids = sampler(likely).masked_fill(done, end)
+            parents = torch.zeros_like(ids)
+            scores = scores + likely.gather(2, ids[..., None])[..., 0]
+        else:
+            total = (scores[..., None] + likely).flatten(1)
+            scores, best = total.topk(min(beams, total.shape[1]), dim=1)
+            parents, ids = best // likely.shape[-1], best % likely.shape[-1]
+        rows = (torch.arange(clips, device=device)[:, None] * said.shape[1] + parents).flatten()
+        said = torch.cat([said.flatten(0, 1)[rows].unflatten(0, ids.shape), ids[..., None]], dim=2)
+        done = done.flatten()[rows].unflatten(0, ids.shape) | (ids == end)
+        if done.all() or step == lm.config.max_text - 1:
             break
-        written.append(ids)
-        start = cache.get_seq_length()
-        x = lm.embed_ids(ids[:, None])
-        intervals = layout.text_intervals(start, 1, batch, lm.device)
-        positions = torch.full((batch, 1), start, device=lm.device)
-    rows = torch.stack(written, dim=1).tolist() if written else [[]] * batch
-    return [lm.text.decode(row, skip_special_tokens=True).strip() for row in rows]
+        if beams > 1:
+            reader.choose(rows)
+        likely = reader.go_on(ids.flatten()[:, None])[:, 0].unflatten(0, ids.shape)
+    first = scores.argmax(dim=1)
+    texts = [row[int(at)].tolist() for row, at in zip(said, first, strict=True)]
+    sure = scores.gather(1, first[:, None])[:, 0].exp().tolist()
+    texts = [text[: text.index(end)] if end in text else text for text in texts]
+    return [
+        Answer(lm.text.decode(text, skip_special_tokens=True).strip(), confidence)
+        for text, confidence in zip(texts, sure, strict=True)
+    ]
+
+
+def log_likelihoods(lm: PyramidLM, reading: Reading, texts: Sequence[str]) -> Tensor:
+    """Log-probability (B, len(texts)) of each text as the answer of each clip, its end counted in. Raises ValueError
+    for a text that is longer than the model's answers."""
+    end, limit = lm.text.eos_token_id, lm.config.max_text
+    rows = [[*lm.text_ids(text), end] for text in texts]
+    for text, row in zip(texts, rows, strict=True):
+        if len(row) > limit:
+            raise ValueError(f"log_likelihoods: expected texts of fewer than {limit} tokens, got {len(row)}: {text!r}")
+    longest, clips = max(map(len, rows)), len(reading.pads)
+    ids = torch.tensor([row + [end] * (longest - len(row)) for row in rows], device=lm.device)
+    counts = torch.tensor([len(row) for row in rows], device=lm.device)
+    reader = _Reader(lm, reading)
+    likely = reader.begin().repeat_interleave(len(rows), dim=0)[:, None]
+    if longest > 1:
+        reader.choose(torch.arange(clips, device=lm.device).repeat_interleave(len(rows)))
+        likely = torch.cat([likely, reader.go_on(ids[:, :-1].repeat(clips, 1))], dim=1)
+    each = likely.unflatten(0, (clips, len(rows))).gather(3, ids.expand(clips, -1, -1)[..., None])[..., 0]
+    counted = torch.arange(longest, device=lm.device) < counts[:, None]
+    return (each * counted).sum(dim=2)

@@ -28,7 +28,7 @@ from pyramid.tokens import TokenPyramid
 
 FORMAT, FORMAT_VERSION = "pyramid.token_cache", 1
 SHARD = 512
-_SAID = ("caption", "paraphrase", "label")
+_SAID = ("caption", "paraphrase", "label", "questions")
 
 
 def tokenizer_hash(tokenizer: PyramidTokenizer) -> str:
@@ -170,8 +170,9 @@ class InTurns(Dataset):
 
 class TokenDataset(Dataset):
     """The clips of a folder that `write_tokens` filled. Items are dicts: `ids` (S,), `caption`, `paraphrase` (the
-    caption where there is no other) and `label` (may be empty); with hints `hint` (S,), `share` (cells,) and `task`, an
-    index of `hinted()`. Raises FileNotFoundError, or ValueError for another format or tokens of another tokenizer."""
+    caption where there is no other), `label` (may be empty) and `questions`, pairs with answers (may be none); with
+    hints `hint` (S,), `share` (cells,) and `task`, an index of `hinted()`. Raises FileNotFoundError, or ValueError for
+    another format or tokens of another tokenizer."""
 
     def __init__(self, folder: str | Path, tokenizer: PyramidTokenizer | None = None) -> None:
         folder = Path(folder)
@@ -198,7 +199,7 @@ class TokenDataset(Dataset):
                 raise ValueError(f"TokenDataset: {folder}: expected hints of {', '.join(hinted())}, got {unknown}")
             numbers = torch.tensor([hinted().index(task) for task in index["hints"]])
             self.columns["task"] = numbers[self.columns["task"].long()]
-        self.said: list[dict[str, str]] = []
+        self.said: list[dict[str, Any]] = []
         for shard in shards:
             lines = shard.with_suffix(".jsonl").read_text(encoding="utf8").splitlines()
             self.said += [json.loads(line) for line in lines]
@@ -216,13 +217,15 @@ class TokenDataset(Dataset):
         said = self.said[index]
         caption = said.get("caption", "")
         texts = {"caption": caption, "paraphrase": said.get("paraphrase", caption), "label": said.get("label", "")}
+        texts["questions"] = said.get("questions", [])
         tensors = {name: column[index] for name, column in self.columns.items() if name != "task"}
         task = {"task": int(self.columns["task"][index])} if "task" in self.columns else {}
         return tensors | texts | task
 
-    def captions(self) -> list[str]:
-        """Of all clips that have one, paraphrases and class names among them."""
-        return [text for said in self.said for text in said.values()]
+    def texts(self) -> list[str]:
+        """All that is said of the clips: captions, paraphrases, class names, questions and answers."""
+        found = [text for said in self.said for text in said.values() if isinstance(text, str)]
+        return found + [text for said in self.said for pair in said.get("questions", []) for text in pair]
 
 
 def unpack(batch: dict, tokenizer: PyramidTokenizer) -> tuple[TokenPyramid, Condition | None]:

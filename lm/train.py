@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import AutoTokenizer
 
 from lm.backbone import LMConfig, make_backbone
-from lm.conditions import TASKS, Condition, draw_condition, hinted
+from lm.conditions import READING, TASKS, Condition, draw_condition, hinted
 from lm.curriculum import Curriculum, Group, GroupBatches, MixConfig
 from lm.decoding import TextWarning
 from lm.gates import LMGateConfig, climb
@@ -32,6 +32,7 @@ from lm.model import PyramidLM
 from lm.token_cache import TokenDataset, unpack
 from lm.vocabulary import train_text_tokenizer
 from pyramid.data.datamodule import ClipData, collate_clips
+from pyramid.data.grammar import either
 from pyramid.data.sources import DataConfig, make_datasets
 from pyramid.gates import Gate
 from pyramid.quantize import BitQuantizer
@@ -44,6 +45,7 @@ from pyramid.training_forecast import Forecast
 # What a step's common draws are for.
 _GROUPS, _MASKS = range(2)
 _CLIPS = 2  # and what its clips are drawn by
+_CHOICES = 9  # wrong class names in a question, at most
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,9 @@ class LMLossConfig:
 class TrainLMConfig:
     """The whole of a language-model run. `tokenizer`: folder or hub id of the video tokenizer; `tokens`: folder of
     clips tokenized once, with `train` and `val` in it, that takes the place of `data`; `initialize`: a folder of a
-    PyramidLM to start from, whose config then takes the place of `model`. `compile`: the backbone by torch.compile,
-    minutes at the start for steps a quarter shorter; `checkpointing`: keep no activations inside
-    its layers, and compute them again for the gradients: less memory, longer steps."""
+    PyramidLM to start from, whose config then takes the place of `model`, but for tasks of `model` that it is to
+    learn. `compile`: the backbone by torch.compile, minutes at the start for steps a quarter shorter; `checkpointing`:
+    keep no activations inside its layers, and compute them again for the gradients: less memory, longer steps."""
 
     tokenizer: str = ""
     tokens: str | None = None
@@ -91,7 +93,7 @@ class TrainLMConfig:
 
 
 def _all_but_classes() -> tuple[str, ...]:
-    return tuple(name for name in (*TASKS, "caption") if name != "class")
+    return tuple(name for name in (*TASKS, *READING) if name != "class")
 
 
 class LMTraining(TrainingModule):
@@ -138,9 +140,9 @@ class LMTraining(TrainingModule):
             if group.task in hinted():
                 with self.exact():
                     condition = draw_condition(self.lm.tokenizer, group.task, batch["video"], self.generator(_MASKS))
-        if group.task == "caption":
+        if group.task in READING:
             loss = self._reading(tokens, batch, group)
-            self.log("train/caption", loss.detach(), batch_size=tokens.batch_size)
+            self.log(f"train/{group.task}", loss.detach(), batch_size=tokens.batch_size)
         else:
             loss = self._writing(tokens, condition, batch, group)
         self.log("train/loss", loss.detach(), batch_size=tokens.batch_size)
@@ -201,14 +203,34 @@ class LMTraining(TrainingModule):
         return TokenPyramid(tuple(wrong), *shape), TokenPyramid(tuple(right), *shape)
 
     def _reading(self, tokens: TokenPyramid, batch: dict, group: Group) -> Tensor:
-        """Captions of the clips that have one; there is at least one such clip."""
-        told = [row for row, caption in enumerate(batch["caption"]) if caption]
+        """Captions of the clips that have one, or answers of those that have questions; there is at least one."""
+        lm, asking = self.lm, group.task == "ask"
+        pairs = self._asked(batch) if asking else [("", caption) for caption in batch["caption"]]
+        told = [row for row, (_, answer) in enumerate(pairs) if answer]
+        if not told:
+            return sum(parameter.sum() for parameter in lm.parameters()) * 0.0
         seen = self._tokens(batch["seen"]) if "seen" in batch else tokens
         rows = torch.tensor(told, dtype=torch.int64, device=self.device)
-        if not told:
-            return sum(parameter.sum() for parameter in self.lm.parameters()) * 0.0
-        sentences = [self.lm.text_ids(batch["caption"][row]) for row in told]
-        return self.lm.caption_loss(seen.truncate(group.detail)[rows], sentences, group.detail)
+        questions, texts = ([lm.text_ids(pairs[row][side]) for row in told] for side in (0, 1))
+        return lm.reading_loss(seen.truncate(group.detail)[rows], texts, group.detail, questions if asking else None)
+
+    def _asked(self, batch: dict) -> list[tuple[str, str]]:
+        """A question and its answer for each clip, empty where it has none: one of its own, or which of some class
+        names of this batch is its own."""
+        own = [label if isinstance(label, str) else "" for label in batch.get("label", [])]
+        labels, asked = sorted(set(own) - {""}), []
+        questions = batch.get("questions", [()] * len(batch["caption"]))
+        for row, draw in enumerate(torch.rand(len(questions)).tolist()):
+            pairs = [tuple(pair) for pair in questions[row]]
+            label = own[row] if labels else ""
+            if label and len(labels) > 1 and (not pairs or draw < 0.5):
+                others = [other for other in labels if other != label]
+                count = int(torch.randint(1, min(_CHOICES, len(others)) + 1, ()))
+                chosen = [others[index] for index in torch.randperm(len(others))[:count].tolist()]
+                chosen.insert(int(torch.randint(count + 1, ())), label)
+                pairs = [(either(chosen), label)]
+            asked.append(pairs[int(torch.randint(len(pairs), ()))] if pairs else ("", ""))
+        return asked
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
         lm = self.lm
@@ -316,14 +338,16 @@ class TokenData(ClipData):
         return DataLoader(_Grouped(self.train), batch_sampler=batches, collate_fn=collate_clips)
 
 
-def make_lm(config: TrainLMConfig, tokenizer: PyramidTokenizer, captions: Sequence[str]) -> PyramidLM:
-    """The untrained model of a config; without a pretrained backbone its text tokenizer is learned from `captions`."""
+def make_lm(config: TrainLMConfig, tokenizer: PyramidTokenizer, texts: Sequence[str]) -> PyramidLM:
+    """The untrained model of a config; without a pretrained backbone its text tokenizer is learned from `texts`."""
     if config.initialize:
-        return PyramidLM.from_pretrained(config.initialize, tokenizer=tokenizer)
+        lm = PyramidLM.from_pretrained(config.initialize, tokenizer=tokenizer)
+        lm.add_tasks(config.model.tasks)
+        return lm
     if config.model.backbone:
         text = AutoTokenizer.from_pretrained(config.model.backbone)
     else:
-        text = train_text_tokenizer(captions, config.model.text_size)
+        text = train_text_tokenizer(texts, config.model.text_size)
     return PyramidLM(config.model, tokenizer, text, make_backbone(config.model, len(text)))
 
 
@@ -367,16 +391,16 @@ def prepare(config: TrainLMConfig) -> tuple[LMTraining, ClipData]:
         train, val = (TokenDataset(Path(config.tokens) / part, tokenizer) for part in ("train", "val"))
     else:
         train, val = make_datasets(config.data, video.num_frames, video.size, video.fps)
-    captions, teaches = _captions(train), _teachable(train)
-    model = dataclasses.replace(config.model, tasks=_asked(config, teaches, tokenizer))
-    lm = make_lm(dataclasses.replace(config, model=model), tokenizer, captions)
-    _warn_of_cut(captions, lm)
+    texts, teaches = _texts(train), _teachable(train)
+    model = dataclasses.replace(config.model, tasks=_taught(config, teaches, tokenizer))
+    lm = make_lm(dataclasses.replace(config, model=model), tokenizer, texts)
+    _warn_of_cut(texts, lm)
     kind = TokenData if config.tokens is not None else ClipData
     data = kind(train, val, batch_size=run.batch_size, num_workers=run.num_workers, seed=run.seed)
     return LMTraining(config, lm, teaches), data
 
 
-def _asked(config: TrainLMConfig, teaches: Sequence[str], tokenizer: PyramidTokenizer) -> tuple[str, ...]:
+def _taught(config: TrainLMConfig, teaches: Sequence[str], tokenizer: PyramidTokenizer) -> tuple[str, ...]:
     """The tasks of `config.model` that the run will teach: a model does not say that it knows the others."""
     mix, num_chunks = config.mix, len(tokenizer.pyramids(tokenizer.config.num_frames))
     shares = dict(mix.tasks) | {"image": mix.tasks.get("generate", 0.0) * max(mix.images_first, mix.images_later)}
@@ -403,27 +427,33 @@ def check_gates(config: TrainLMConfig, report: Callable[[Gate], None]) -> None:
     climb(config.gates, tokens, list(batch["caption"]), make_module, report)
 
 
-def _captions(dataset: Dataset) -> list[str]:
+def _texts(dataset: Dataset) -> list[str]:
     """Sentences to learn a text tokenizer from: those of the metadata, or of a sample of a procedural world."""
     if isinstance(dataset, TokenDataset):
-        return dataset.captions()
+        return dataset.texts()
     inner: Any = getattr(dataset, "dataset", dataset)  # the captions of a wrapped data set are those of the inner one
     if hasattr(inner, "clips"):
-        return [clip.caption for clip in inner.clips if clip.caption]
+        captions = [clip.caption for clip in inner.clips if clip.caption]
+        return captions + [text for clip in inner.clips for pair in clip.questions for text in pair]
     items = inner.describe(range(min(len(inner), 2048)))
-    return [item[name] for item in items for name in ("caption", "paraphrase")]
+    captions = [item[name] for item in items for name in ("caption", "paraphrase")]
+    return captions + [text for item in items for pair in item["questions"] for text in pair]
 
 
 def _teachable(dataset: Dataset) -> tuple[str, ...]:
     """The tasks that these clips have what it takes for."""
     if not isinstance(dataset, TokenDataset):  # clips of these have no class names
-        return _all_but_classes()
+        clips = getattr(getattr(dataset, "dataset", dataset), "clips", None)
+        silent = clips is not None and not any(clip.questions for clip in clips)
+        return tuple(name for name in _all_but_classes() if not (name == "ask" and silent))
     hints = dataset.columns.get("task")
     there = {hinted()[index] for index in hints.unique().tolist()} if hints is not None else set()
     missing = set(hinted()) - there
-    missing |= {"class"} if not any(said.get("label") for said in dataset.said) else set()
-    missing |= {"caption"} if not any(said.get("caption") for said in dataset.said) else set()
-    return tuple(name for name in (*TASKS, "caption") if name not in missing)
+    has = {name for said in dataset.said for name, value in said.items() if value}
+    missing |= set() if "label" in has else {"class"}
+    missing |= {"caption"} - has
+    missing |= set() if has & {"questions", "label"} else {"ask"}
+    return tuple(name for name in (*TASKS, *READING) if name not in missing)
 
 
 def _warn_of_cut(captions: Sequence[str], lm: PyramidLM, most: int = 4096) -> None:

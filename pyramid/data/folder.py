@@ -43,12 +43,13 @@ CROPS = ("random", "center", "start")
 
 @dataclass(frozen=True)
 class Clip:
-    """One line of a data set; `fields`: all that its line of metadata holds."""
+    """One line of a data set; `questions`: with their answers; `fields`: all that its line of metadata holds."""
 
     path: Path
     caption: str = ""
     label: str | int | None = None
     split: str | None = None
+    questions: tuple[tuple[str, str], ...] = ()
     fields: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
@@ -127,14 +128,22 @@ def _clip_of(line: str, path: Path, number: int) -> Clip:
         raise ValueError(f'{where}: expected "label" to be a string or an integer, got {type(label).__name__}')
     if not isinstance(split, str | None):
         raise ValueError(f'{where}: expected "split" to be a string, got {type(split).__name__}')
-    return Clip(path.parent / name, caption or "", label, split, row)
+    return Clip(path.parent / name, caption or "", label, split, _questions_of(row, where), row)
+
+
+def _questions_of(row: dict, where: str) -> tuple[tuple[str, str], ...]:
+    pairs = row.get("questions") or []
+    fits = isinstance(pairs, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)
+    if not fits or not all(isinstance(text, str) and text for pair in pairs for text in pair):
+        raise ValueError(f'{where}: expected "questions" to be a list of [question, answer], got {str(pairs)[:60]}')
+    return tuple((question, answer) for question, answer in pairs)
 
 
 class FolderDataset(Dataset):
     """A folder of clips, as described at the top of the file.
 
     Items are dicts: `video` float32 (3, T, H, W) in [-1, 1]; `caption` str; `path` str; `label` str, int or None;
-    `num_valid` int, the frames before the last one repeats.
+    `questions`, pairs with their answers; `num_valid` int, the frames before the last one repeats.
 
     Args:
         root: the folder.
@@ -253,6 +262,7 @@ class FolderDataset(Dataset):
             "caption": clip.caption,
             "path": str(clip.path),
             "label": clip.label,
+            "questions": list(clip.questions),
             "num_valid": num_valid,
         }
 

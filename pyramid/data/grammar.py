@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -93,10 +94,16 @@ class _Choice:
         self.key, self.count = key, 0
 
     def __call__(self, wordings: tuple[str, ...]) -> str:
+        return wordings[self.number(len(wordings))]
+
+    def number(self, count: int) -> int:
+        """One from 0 to `count` - 1; 0 without a key."""
         if self.key is None:
-            return wordings[0]
+            return 0
         self.count += 1
-        return wordings[zlib.crc32(f"{self.key}:{self.count}".encode()) % len(wordings)]
+        draw = zlib.crc32(f"{self.key}:{self.count}".encode())
+        draw = (draw ^ draw >> 15) * 0x2C1B3C6D & 0xFFFFFFFF  # of keys that differ by one, a CRC's bits go together
+        return (draw ^ draw >> 13) % count
 
 
 def caption(scene: SceneAttributes) -> str:
@@ -136,27 +143,114 @@ def _sentence(scene: SceneAttributes, choose: _Choice) -> str:
     return sentence
 
 
-def questions(scene: SceneAttributes) -> list[tuple[str, str]]:
-    """Question-answer pairs whose answers follow from the scene alone; answers are one canonical word."""
-    pairs = [("how many objects are there?", ("one", "two", "three")[len(scene.objects) - 1])]
+def questions(scene: SceneAttributes, key: int | str | None = None) -> list[tuple[str, str]]:
+    """Question-answer pairs whose answers follow from the scene alone; answers are one canonical word. With a `key`
+    they are asked in other words, which the key picks, and which of several it is, and whether it is so, besides."""
+    choose = _Choice(None if key is None else str(key))
+    pairs = [(choose(_QUESTIONS["number"]), ("one", "two", "three")[len(scene.objects) - 1])]
     for thing in scene.objects:
-        name = f"{thing.colour} {thing.shape}" if len(scene.objects) > 1 else thing.shape
+        alone = len(scene.objects) == 1
+        shape = choose(SHAPE_NAMES[thing.shape])
+        name = shape if alone else f"{choose(COLOUR_WORDS[thing.colour])} {shape}"
+        if alone and key is not None:
+            name = choose((name, name, *_ANY_OBJECT))
         pairs += [
-            (f"how large is the {name}?", thing.size),
-            (f"how does the {name} move?", thing.motion),
-            (f"what shape is the {thing.colour} object?", thing.shape),
+            (choose(_QUESTIONS["size"]).format(name), thing.size),
+            (choose(_QUESTIONS["motion"]).format(name), thing.motion),
+            (choose(_QUESTIONS["shape"]).format(choose(COLOUR_WORDS[thing.colour])), thing.shape),
         ]
-        if len(scene.objects) == 1:
-            pairs.append((f"what colour is the {thing.shape}?", thing.colour))
+        if alone:
+            pairs.append((choose(_QUESTIONS["colour"]).format(name), thing.colour))
+        elif key is not None and [other.shape for other in scene.objects].count(thing.shape) == 1:
+            pairs.append((choose(_QUESTIONS["colour"]).format(shape), thing.colour))
         if thing.texture != "plain":
-            pairs.append((f"what texture does the {name} have?", thing.texture))
-    pairs.append(("what is the background?", scene.background))
+            pairs.append((choose(_QUESTIONS["texture"]).format(name), thing.texture))
+    pairs.append((choose(_QUESTIONS["background"]), scene.background))
     if scene.relation:
         first, second = scene.objects[:2]
         question = f"where is the {first.colour} {first.shape} from the {second.colour} {second.shape}?"
         pairs.append((question, scene.relation.split()[0]))
     if scene.camera != "static":
-        pairs.append(("what does the camera do?", scene.camera))
+        pairs.append((choose(_QUESTIONS["camera"]), scene.camera))
+    return pairs if key is None else [*pairs, *_choices(scene, choose), *_whether(scene, choose)]
+
+
+# "{}" is what the object is called; canonical first.
+_QUESTIONS = {
+    "number": ("how many objects are there?", "how many things can you see?", "how many shapes are in the clip?"),
+    "size": ("how large is the {}?", "how big is the {}?", "what size is the {}?", "what is the size of the {}?"),
+    "motion": ("how does the {} move?", "what does the {} do?", "what is the {} doing?", "where does the {} go?"),
+    "shape": (
+        "what shape is the {} object?",
+        "what shape is the {} thing?",
+        "what is the {} object?",
+        "which shape is {}?",
+        "what is {}?",
+    ),
+    "colour": (
+        "what colour is the {}?",
+        "what color is the {}?",
+        "which colour does the {} have?",
+        "what is the colour of the {}?",
+        "which color is the {}?",
+    ),
+    "texture": ("what texture does the {} have?", "what pattern is on the {}?"),
+    "background": (
+        "what is the background?",
+        "what is behind it?",
+        "what kind of background is there?",
+        "what does the background look like?",
+    ),
+    "camera": ("what does the camera do?", "how does the camera move?"),
+}
+SHAPE_NAMES = {shape: (*words, "ball") if shape == "circle" else words for shape, words in SHAPE_WORDS.items()}
+_ANY_OBJECT = ("object", "thing", "shape")
+_KINDS = {"shape": SHAPE_WORDS, "colour": COLOUR_WORDS, "size": SIZE_WORDS, "motion": MOTION_PHRASES}
+
+
+def either(labels: Sequence[str]) -> str:
+    """The question which of these it is.
+
+    >>> either(["red", "green", "blue"])
+    'red, green or blue?'
+    """
+    return f"{', '.join(labels[:-1])} or {labels[-1]}?"
+
+
+def _choices(scene: SceneAttributes, choose: _Choice) -> list[tuple[str, str]]:
+    """Which of several it is, one of them right: of the background, and of each kind of attribute."""
+    pairs = []
+    for kind, table in {**_KINDS, "background": BACKGROUND_WORDS}.items():
+        there = [scene.background] if kind == "background" else [getattr(thing, kind) for thing in scene.objects]
+        right = there[choose.number(len(there))]
+        others = [value for value in table if value not in there]
+        labels = [others.pop(choose.number(len(others))) for _ in range(1 + choose.number(len(others)))]
+        labels.insert(choose.number(len(labels) + 1), right)
+        pairs.append((either(labels), right))
+    return pairs
+
+
+def _whether(scene: SceneAttributes, choose: _Choice) -> list[tuple[str, str]]:
+    """What is so, or is not, as often: "yes" or "no"."""
+    thing = scene.objects[choose.number(len(scene.objects))]
+    pairs = []
+    for kind, asked in (
+        ("colour", "is there a {} object?"),
+        ("shape", "is there a {}?"),
+        ("shape", "can you see a {}?"),
+    ):
+        there = [getattr(other, kind) for other in scene.objects]
+        absent = [value for value in _KINDS[kind] if value not in there]
+        yes = bool(choose.number(2))
+        value = getattr(thing, kind) if yes else absent[choose.number(len(absent))]
+        question = asked.format(choose(SHAPE_NAMES[value] if kind == "shape" else COLOUR_WORDS[value]))
+        pairs.append((re.sub(r"\ba (?=[aeiou])", "an ", question), "yes" if yes else "no"))
+    name = choose(SHAPE_NAMES[thing.shape])
+    if [other.shape for other in scene.objects].count(thing.shape) == 1:
+        yes = bool(choose.number(2))
+        wrong = [value for value in COLOUR_WORDS if value != thing.colour]
+        value = thing.colour if yes else wrong[choose.number(len(wrong))]
+        pairs.append((f"is the {name} {choose(COLOUR_WORDS[value])}?", "yes" if yes else "no"))
     return pairs
 
 

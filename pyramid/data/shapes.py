@@ -178,6 +178,7 @@ def _describe(tables: dict[str, np.ndarray], indices: Sequence[int]) -> list[dic
         {
             "caption": grammar.caption(scene),
             "paraphrase": grammar.paraphrase(scene, index),
+            "questions": grammar.questions(scene, index),
             "attributes": scene,
             "index": index,
         }

@@ -53,7 +53,7 @@ def tokens(tokenizer):
 def losses(lm, tokens):
     sentences = [lm.text_ids(caption) for caption in CAPTIONS]
     levels = lm.generation_loss(tokens, sentences, lm.num_levels, torch.Generator().manual_seed(0))
-    return sum(levels.values()) + lm.caption_loss(tokens.truncate(2), sentences, 2)
+    return sum(levels.values()) + lm.reading_loss(tokens.truncate(2), sentences, 2)
 
 
 def test_adapters_alone_are_trained(tokenizer, tokens, pretrained):

@@ -177,7 +177,7 @@ def test_a_cut_caption_has_no_end(lm, tokens, monkeypatch):
     """Else the model would learn to stop in the middle of a sentence."""
     targets, most = [], CONFIG.max_text
     monkeypatch.setattr("lm.model.linear_cross_entropy", lambda hidden, weight, target: targets.append(target))
-    lm.caption_loss(tokens[:2], [list(range(5, 25)), [7, 8]], 2)
+    lm.reading_loss(tokens[:2], [list(range(5, 25)), [7, 8]], 2)
     assert targets[0].tolist() == [*range(5, 5 + most), 7, 8, lm.text.eos_token_id, *[-100] * (most - 3)]
 
 
@@ -199,7 +199,7 @@ def test_losses_have_gradients_everywhere(lm, tokens):
     known[:, :8] = False
     hinted = make_condition(lm.tokenizer, "outpaint", video, known)
     more = lm.generation_loss(tokens, sentences(lm), 4, condition=hinted)
-    (sum(losses.values()) + sum(more.values()) + lm.caption_loss(tokens.truncate(2), sentences(lm), 2)).backward()
+    (sum(losses.values()) + sum(more.values()) + lm.reading_loss(tokens.truncate(2), sentences(lm), 2)).backward()
     missing = [name for name, p in lm.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert not missing
     lm.zero_grad()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lm.backbone import LMConfig, make_backbone
-from lm.conditions import TASKS, hinted
+from lm.conditions import READING, TASKS, hinted
 from lm.curriculum import Curriculum, Group, GroupBatches, MixConfig
 from lm.model import PyramidLM
 from lm.token_cache import InTurns, TokenDataset, unpack, write_tokens
@@ -137,7 +137,7 @@ PYRAMIDS = (Pyramid((Level(1, 1, 1), Level(1, 2, 2), Level(1, 4, 4))),) + (
 
 
 def groups(count=400, progress=1.0, **mix):
-    curriculum = Curriculum(MixConfig(**mix), PYRAMIDS, (*TASKS, "caption"), 2, 2, 10)
+    curriculum = Curriculum(MixConfig(**mix), PYRAMIDS, (*TASKS, *READING), 2, 2, 10)
     return [curriculum.group(progress, torch.Generator().manual_seed(seed)) for seed in range(count)]
 
 
@@ -171,7 +171,7 @@ def test_coarse_levels_come_first_and_fine_blocks_share_a_budget():
 
 def test_a_run_may_learn_some_levels_alone():
     for group in groups(levels=(2,)):
-        if group.task == "caption":
+        if group.task in READING:
             continue
         coarse = group.given if group.task == "refine" else 0
         possible = range(coarse, group.detail)  # where the second is not among them, whatever is
@@ -195,14 +195,14 @@ def test_what_is_given_is_not_learned():
             assert chunks == set(range(group.given, 3)) and group.given >= 1
         if group.task == "refine":
             assert min(levels) == group.given >= 1
-        if group.task != "caption":
+        if group.task not in READING:
             assert group.blocks
 
 
 def test_batches_are_of_one_group_and_about_as_long():
     class Module:
         step = 0
-        curriculum = Curriculum(MixConfig(), PYRAMIDS, (*TASKS, "caption"), 2, 2, 10)
+        curriculum = Curriculum(MixConfig(), PYRAMIDS, (*TASKS, *READING), 2, 2, 10)
 
         def group(self, step):
             return self.curriculum.group(1.0, torch.Generator().manual_seed(step))

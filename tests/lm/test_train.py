@@ -11,7 +11,7 @@ from lm.backbone import LMConfig
 from lm.decoding import TextWarning
 from lm.gates import LMGateConfig
 from lm.model import PyramidLM
-from lm.train import LMTraining, TrainLMConfig, _captions, _warn_of_cut, check_gates, make_lm, train_lm
+from lm.train import LMTraining, TrainLMConfig, _texts, _warn_of_cut, check_gates, make_lm, train_lm
 from pyramid.config import load
 from pyramid.data.recode import RecodedClips
 from pyramid.data.shapes import ShapesDataset, preset
@@ -78,7 +78,7 @@ def test_two_clips_are_overfitted_in_both_directions(config):
     history = []
     for _ in range(120):
         losses = lm.generation_loss(tokens, sentences, 5)
-        loss = sum(losses.values()) / 5 + lm.caption_loss(tokens.truncate(2), sentences, 2)
+        loss = sum(losses.values()) / 5 + lm.reading_loss(tokens.truncate(2), sentences, 2)
         history.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
@@ -145,9 +145,9 @@ def test_sentences_of_shapes_are_had_without_rendering(monkeypatch):
     dataset = ShapesDataset(preset("mini"))
     items = dataset.__getitems__([0, 1])
     monkeypatch.setattr("pyramid.data.shapes._render", None)
-    captions = _captions(RecodedClips(dataset))
-    assert len(captions) == 4096
-    assert captions[:4] == [item[name] for item in items for name in ("caption", "paraphrase")]
+    texts = _texts(RecodedClips(dataset))
+    assert texts[:4] == [item[name] for item in items for name in ("caption", "paraphrase")]
+    assert texts[4096 : 4096 + len(items[0]["questions"]) * 2] == [t for pair in items[0]["questions"] for t in pair]
 
 
 def test_captions_that_are_cut_are_counted(config):

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 
@@ -106,6 +108,37 @@ def test_questions_have_answers_in_the_scene():
         pairs = grammar.questions(item["attributes"])
         assert len(pairs) >= 5 and len({question for question, _ in pairs}) == len(pairs)
         assert all(question.endswith("?") and answer for question, answer in pairs)
+
+
+def test_questions_in_other_words():
+    """Each is asked once, its answer holds, and yes is as frequent as no, whatever else is asked."""
+    answers, together = [], set()
+    for item in ShapesDataset(preset("full")).describe(range(400)):
+        scene, pairs = item["attributes"], item["questions"]
+        assert pairs == grammar.questions(scene, item["index"])
+        for question, answer in pairs:
+            if " or " in question:
+                assert answer in re.findall(r"\w+", question)
+            if question.startswith("is there a"):
+                word = re.findall(r"\w+", question)[3]
+                named = [w for thing in scene.objects for w in (thing.colour, thing.shape)]
+                synonyms = {**grammar.SHAPE_NAMES, **grammar.COLOUR_WORDS}
+                assert (answer == "yes") == any(word in synonyms[value] for value in named), (question, named)
+        said = [answer for _, answer in pairs if answer in ("yes", "no")]
+        answers += said
+        together.add(tuple(said[:3]))
+    assert 0.45 < answers.count("yes") / len(answers) < 0.6  # a shape that is unique is asked after by its colour
+    assert len(together) == 8
+    assert (
+        len(
+            {
+                question
+                for item in ShapesDataset(preset("single")).describe(range(300))
+                for question, _ in item["questions"]
+            }
+        )
+        > 900
+    )
 
 
 def test_relations_hold_in_the_first_frame():

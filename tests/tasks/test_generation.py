@@ -147,7 +147,11 @@ def test_writing_is_read(random_lm, monkeypatch):
     rows = {row["of"]: row for row in score_writing(random_lm, [(video, ["a dot"] * 4, labels)], Reader())}
     assert asked == [["a dot"] * 4, [""] * 4, labels]
     assert rows["real"]["right"] == 0.75 and rows["real"]["alphabet"] == 1
-    assert rows["left unfinished"]["right"] == 0.75 and set(rows) > {"written by class", "finished, no text", "finished, told what"}
+    assert rows["left unfinished"]["right"] == 0.75 and set(rows) > {
+        "written by class",
+        "finished, no text",
+        "finished, told what",
+    }
 
 
 def test_the_command(capsys, tmp_path):
