@@ -12,6 +12,7 @@ import traceback
 import typer
 
 from tasks import (
+    ask,
     bench,
     caption,
     data,
@@ -39,6 +40,8 @@ app = typer.Typer(
 app.add_typer(train.app, name="train")
 app.command()(reconstruct.reconstruct)
 app.command()(caption.caption)
+app.command()(ask.ask)
+app.command()(ask.classify)
 app.command()(words.words)
 app.command()(generate.generate)
 app.command()(edit.edit)

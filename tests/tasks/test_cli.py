@@ -27,6 +27,8 @@ VERBS = [
     "data",
     "reconstruct",
     "caption",
+    "ask",
+    "classify",
     "words",
     "generate",
     "edit",

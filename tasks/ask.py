@@ -1,0 +1,91 @@
+"""`pyramid ask` and `pyramid classify`: a question about clips, and which of some labels is theirs, answered from the
+coarse levels of their pyramids."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tasks.console import Console
+from tasks.files import find_clips
+from tasks.options import Device, Inputs, Json, Model, Overwrite, check_device
+from tasks.reading import Batch, Detail, Every, Format, How, Said, Subtitles, read_clips
+
+if TYPE_CHECKING:
+    from lm.model import PyramidLM
+    from pyramid.tokens import TokenPyramid
+
+
+def ask(
+    question: Annotated[str, typer.Argument(help='Such as "what colour is the ball?".', show_default=False)],
+    inputs: Inputs,
+    detail: Detail = None,
+    every: Every = None,
+    out: Subtitles = None,
+    kind: Format = "srt",
+    beams: Annotated[int, typer.Option("--beams", min=1, help="Search for the likeliest answer.")] = 1,
+    batch: Batch = 16,
+    model: Model = None,
+    overwrite: Overwrite = False,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> int:
+    """Answer a question about clips, one line a file, with the probability of the answer."""
+    with Console("ask", as_json, writes=out is not None) as console:
+        paths = find_clips(inputs)
+        if not question.strip():
+            raise ValueError("QUESTION: expected a question, got an empty one")
+        lm, read = _reader(model, device, detail)
+
+        def say(tokens: TokenPyramid) -> list[Said]:
+            answers = lm.ask(tokens, question, read, beams=beams)
+            return [Said(answer.text, answer.confidence, {"question": question}) for answer in answers]
+
+        return read_clips(lm, paths, say, How(read, batch, every, out, kind, overwrite), console, "answer")
+
+
+def classify(
+    inputs: Inputs,
+    labels: Annotated[str, typer.Option("--labels", help="Between commas: red,green,blue.", show_default=False)],
+    question: Annotated[
+        str | None,
+        typer.Option("--question", help='What is asked; "red, green or blue?" by default.', show_default=False),
+    ] = None,
+    detail: Detail = None,
+    every: Every = None,
+    out: Subtitles = None,
+    kind: Format = "srt",
+    batch: Batch = 16,
+    model: Model = None,
+    overwrite: Overwrite = False,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> int:
+    """Say which of some labels a clip has, with its probability among them."""
+    with Console("classify", as_json, writes=out is not None) as console:
+        paths = find_clips(inputs)
+        names = [part.strip() for part in labels.split(",") if part.strip()]
+        if len(names) < 2 or len(set(names)) < len(names):
+            raise ValueError(f"--labels: expected at least two labels between commas, each once, got {labels!r}")
+        lm, read = _reader(model, device, detail)
+
+        def say(tokens: TokenPyramid) -> list[Said]:
+            said = []
+            for shares in lm.classify(tokens, names, question, read).tolist():
+                best = max(range(len(names)), key=shares.__getitem__)
+                fields = {"probabilities": dict(zip(names, [round(share, 4) for share in shares], strict=True))}
+                said.append(Said(names[best], shares[best], fields))
+            return said
+
+        return read_clips(lm, paths, say, How(read, batch, every, out, kind, overwrite), console, "label")
+
+
+def _reader(model: str | None, device: str, detail: int | None) -> tuple[PyramidLM, int]:
+    """A model that was taught to answer, and the levels that it reads."""
+    from pyramid.levels import check_detail
+    from tasks.models import load_lm
+
+    lm = load_lm(model, check_device(device))
+    lm.vocabulary.task("ask")
+    return lm, check_detail(lm.config.caption_detail if detail is None else detail, lm.num_levels, "--detail")

@@ -1,0 +1,263 @@
+"""What `caption`, `ask` and `classify` share: clips read ahead in batches, whole or window by window, and subtitles."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tasks.console import DONE, USER_CAN_MEND, Console, one_line, to_json, user_can_mend
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lm.model import PyramidLM
+    from pyramid.tokens import TokenPyramid
+
+Detail = Annotated[
+    int | None,
+    typer.Option("--detail", "-d", help="Levels to read; the model's own choice by default.", show_default=False),
+]
+Every = Annotated[
+    float | None,
+    typer.Option(
+        "--every", metavar="SECONDS", help="Read every so many seconds of a clip by themselves.", show_default=False
+    ),
+]
+Subtitles = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        "-o",
+        help="With --every: a file .srt, .vtt or .json, or a folder for several clips.",
+        show_default=False,
+    ),
+]
+Format = Annotated[str, typer.Option("--format", help="Of the files in the folder --out: srt, vtt or json.")]
+Batch = Annotated[int, typer.Option("--batch", min=1, help="Clips read at once.")]
+
+FORMATS = ("srt", "vtt", "json")
+SHORTEST = 0.05  # seconds of a window
+SURE = 0.995  # what is at least as likely is said without its share
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Frames of a clip as a model sees them: `video` (1, 3, T, H, W) in [-1, 1]; `frames`: how many the file gave;
+    `start`, `end`: seconds, of a window."""
+
+    path: Path
+    video: Tensor
+    frames: int
+    start: float = 0.0
+    end: float | None = None
+
+
+@dataclass(frozen=True)
+class Said:
+    """What is said of a clip, how sure it is; more `fields` for `--json`, more `lines` to read."""
+
+    text: str
+    confidence: float
+    fields: dict[str, Any] = field(default_factory=dict)
+    lines: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class How:
+    """The flags of a reading verb: `detail` to read, seconds of a window, clips of a batch, where subtitles go."""
+
+    detail: int
+    batch: int
+    every: float | None = None
+    out: Path | None = None
+    kind: str = "srt"
+    overwrite: bool = False
+
+
+def read_clips(
+    lm: PyramidLM,
+    paths: Sequence[Path],
+    say: Callable[[TokenPyramid], list[Said]],
+    how: How,
+    console: Console,
+    name: str,
+) -> int:
+    """Run a reading verb: `say` on batches of tokens; a line for each clip or window, and subtitles. `name`: of the
+    text in the records. Returns the exit code: a file that cannot be read is a line, and the others go on."""
+    files = subtitle_files(paths, how)
+    config, detail, every = lm.tokenizer.config, how.detail, how.every
+    if every is None:
+        what = f"{config.num_frames} frames over the length of each clip"
+    else:
+        what = f"{config.num_frames} frames of every {every:g} s"
+    levels = f"at detail {detail} of {lm.num_levels}"
+    console.note(f"reading {what}, cropped to {config.height}x{config.width}, {levels}")
+    code, cues = DONE, dict[Path, list[tuple[float, float, Said]]]()
+    for group in _batches(_shown(paths, config.num_frames, config.size, every), how.batch):
+        good = [shown for _, shown in group if isinstance(shown, Shown)]
+        said = iter(_say(lm, good, say, detail))
+        for path, shown in group:
+            if isinstance(shown, Exception):
+                if not user_can_mend(shown):
+                    raise shown
+                console.fault(shown)
+                console.emit({"input": str(path), "error": one_line(shown)})
+                code = USER_CAN_MEND
+                continue
+            answer, end = next(said), shown.end
+            span = {} if end is None else {"start": round(shown.start, 3), "end": round(end, 3)}
+            record = {"input": str(path), **span, name: answer.text, "confidence": round(answer.confidence, 4)}
+            times = "" if end is None else f" {_clock(shown.start, '.')} - {_clock(end, '.')}"
+            record |= {"detail": detail, "frames": shown.frames} | answer.fields
+            sure = f" ({answer.confidence:.0%})" if answer.confidence < SURE else ""
+            console.emit(record, "\n".join([f"{path}:{times} {answer.text}{sure}", *answer.lines]))
+            if end is not None:
+                cues.setdefault(path, []).append((shown.start, end, answer))
+    for path, file in files.items():
+        if path in cues:
+            write_subtitles(file, cues[path], name)
+            console.note(f"{path}: {len(cues[path])} windows in {file}")
+    return code
+
+
+def _say(lm: PyramidLM, good: Sequence[Shown], say: Callable[[TokenPyramid], list[Said]], detail: int) -> list[Said]:
+    import torch
+
+    if not good:
+        return []
+    with torch.inference_mode():
+        return say(lm.tokenizer.encode(torch.cat([shown.video for shown in good]).to(lm.device), detail))
+
+
+def _batches(
+    shown: Iterable[tuple[Path, Shown | Exception]], size: int
+) -> Iterator[list[tuple[Path, Shown | Exception]]]:
+    found = iter(shown)
+    while group := list(itertools.islice(found, size)):
+        yield group
+
+
+def _shown(
+    paths: Sequence[Path], num_frames: int, size: tuple[int, int], every: float | None
+) -> Iterator[tuple[Path, Shown | Exception]]:
+    """Clips in order, decoded ahead by threads; or the windows of one after the other."""
+    if every is not None:
+        for path in paths:
+            try:
+                for window in windows(path, every, num_frames, size):
+                    yield path, window
+            except (OSError, ValueError) as error:
+                yield path, error
+        return
+
+    def whole(path: Path) -> Shown:
+        from tasks.clips import read_spread
+
+        return Shown(path, *read_spread(path, num_frames, size))
+
+    yield from ahead(paths, whole)
+
+
+def ahead(items: Iterable[Any], work: Callable[[Any], Any], workers: int | None = None) -> Iterator[tuple[Any, Any]]:
+    """(item, work(item)) in order, some of them done ahead by threads; an OSError or ValueError in place of the
+    result."""
+
+    def safely(item: Any) -> Any:
+        try:
+            return work(item)
+        except (OSError, ValueError) as error:
+            return error
+
+    workers = min(8, os.cpu_count() or 1) if workers is None else workers
+    waiting: deque[tuple[Any, Future]] = deque()
+    rest = iter(items)
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            while True:
+                for item in itertools.islice(rest, 4 * workers - len(waiting)):
+                    waiting.append((item, pool.submit(safely, item)))
+                if not waiting:
+                    return
+                item, future = waiting.popleft()
+                yield item, future.result()
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+def windows(path: Path, every: float, num_frames: int, size: tuple[int, int]) -> Iterator[Shown]:
+    """A clip `every` so many seconds, `num_frames` frames of each, in constant memory; the last window is as long as
+    what is left, and repeats frames. Raises ValueError for no length, VideoError for a file that gives no frame."""
+    import numpy as np
+
+    from pyramid.data.frames import iter_frames
+    from pyramid.data.transforms import from_uint8
+
+    if not SHORTEST <= every < float("inf"):
+        raise ValueError(f"--every: expected at least {SHORTEST} seconds, got {every}")
+    rate = num_frames / every
+    frames = iter_frames(path, fps=rate, size=size, fit="crop")
+    start = 0.0
+    while run := list(itertools.islice(frames, num_frames)):
+        wanted = np.linspace(0, len(run) - 1, num_frames).round().astype(int)
+        video = from_uint8(np.stack([run[index] for index in wanted]))[None]
+        yield Shown(path, video, len(run), start, start + len(run) / rate)
+        start += every
+
+
+def subtitle_files(paths: Sequence[Path], how: How) -> dict[Path, Path]:
+    """The file for each clip, checked before any work. Raises ValueError for a format that there is not, several clips
+    for one file, or no --every; FileExistsError for a file that is there."""
+    from tasks.files import name_outputs
+
+    if how.kind not in FORMATS:
+        raise ValueError(f"--format: expected one of {', '.join(FORMATS)}, got {how.kind!r}")
+    if how.out is None:
+        return {}
+    if how.every is None:
+        raise ValueError("--out: expected --every beside it: subtitles have times")
+    files = name_outputs(list(paths), how.out, how.kind)
+    for file in files:
+        if file.suffix.removeprefix(".") not in FORMATS:
+            raise ValueError(f"--out {file}: expected a name that ends in .srt, .vtt or .json, or a folder")
+        if file.exists() and not how.overwrite:
+            raise FileExistsError(f"{file}: exists already; give another --out, or --overwrite")
+    return dict(zip(paths, files, strict=True))
+
+
+def write_subtitles(file: Path, cues: Sequence[tuple[float, float, Said]], name: str) -> None:
+    """Cues (start, end, text) as SubRip, WebVTT or JSON, by the file's suffix; the file appears whole."""
+    from pyramid.files import replacing
+
+    kind = file.suffix.removeprefix(".")
+    if kind == "json":
+        rows = [
+            {"start": round(a, 3), "end": round(b, 3), name: said.text, "confidence": round(said.confidence, 4)}
+            for a, b, said in cues
+        ]
+        text = to_json(rows, indent=2) + "\n"
+    else:
+        comma = "," if kind == "srt" else "."
+        parts = [
+            f"{number}\n{_clock(start, comma)} --> {_clock(end, comma)}\n{said.text or '-'}\n"
+            for number, (start, end, said) in enumerate(cues, start=1)
+        ]
+        text = ("WEBVTT\n\n" if kind == "vtt" else "") + "\n".join(parts)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as part:
+        part.write_text(text, encoding="utf8")
+
+
+def _clock(seconds: float, comma: str) -> str:
+    """hh:mm:ss,mmm"""
+    total = round(seconds * 1000)
+    minutes, rest = divmod(total, 60_000)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest // 1000:02d}{comma}{rest % 1000:03d}"

@@ -1,0 +1,131 @@
+"""`caption`, `ask` and `classify`: files, folders and windows in; lines, JSON and subtitles out."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import numpy as np
+import pytest
+
+from pyramid.data.video import read_clip, write_video
+from tasks import cli
+from tasks.models import load_lm
+from tasks.reading import Said, ahead, windows, write_subtitles
+
+
+def run(capsys, *args):
+    capsys.readouterr()
+    code = cli.main([str(arg) for arg in args])
+    captured = capsys.readouterr()
+    return code, captured.out.splitlines(), captured.err.splitlines()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Five clips, and a file that is none."""
+    inside = tmp_path / "clips"
+    inside.mkdir()
+    draw = np.random.default_rng(0)
+    for number in range(5):
+        write_video(inside / f"{number}.mp4", list(draw.integers(0, 256, (9, 32, 32, 3), dtype=np.uint8)), fps=8)
+    (inside / "2.mp4").write_bytes(b"no video")
+    return inside
+
+
+def test_a_folder_is_read_in_batches_and_a_broken_file_is_a_line(capsys, model, folder):
+    code, lines, err = run(capsys, "ask", "why?", folder, "--model", model, "--batch", "3", "--json")
+    rows = [json.loads(line) for line in lines]
+    assert code == 2 and [row["input"] for row in rows] == [str(folder / f"{i}.mp4") for i in range(5)]
+    assert "error" in rows[2] and any("2.mp4" in line for line in err)
+    lm = load_lm(model)
+    for row in rows[:2] + rows[3:]:
+        video = read_clip(row["input"], num_frames=9, size=(32, 32))[None]
+        (alone,) = lm.ask(video, "why?")
+        assert row["answer"] == alone.text and row["confidence"] == pytest.approx(alone.confidence, abs=2e-4)
+        assert row["question"] == "why?" and row["detail"] == 2
+
+
+def test_labels_have_probabilities(capsys, model, folder):
+    code, lines, _ = run(capsys, "classify", folder / "0.mp4", "--labels", "a, b", "--model", model, "--json")
+    (row,) = map(json.loads, lines)
+    assert code == 0 and set(row["probabilities"]) == {"a", "b"}
+    assert row["confidence"] == max(row["probabilities"].values()) == row["probabilities"][row["label"]]
+    assert sum(row["probabilities"].values()) == pytest.approx(1, abs=2e-4)
+    _, lines, _ = run(capsys, "classify", folder / "0.mp4", "--labels", "a,b", "--model", model)
+    assert lines == [f"{folder}/0.mp4: {row['label']} ({row['confidence']:.0%})"]
+
+
+def test_windows_have_times_and_subtitles(capsys, model, tmp_path):
+    path = tmp_path / "long.mp4"
+    frames = np.repeat(np.arange(0, 250, 10, dtype=np.uint8), 1)[:, None, None, None] * np.ones(
+        (1, 32, 32, 3), np.uint8
+    )
+    write_video(path, list(frames), fps=10)  # 2.5 s
+    found = list(windows(path, 1.0, 5, (32, 32)))
+    assert [(w.start, round(w.end, 2)) for w in found] == [(0.0, 1.0), (1.0, 2.0), (2.0, 2.6)]
+    shades = [((w.video.mean(dim=(0, 1, 3, 4)) + 1) * 127.5).round().tolist() for w in found]
+    assert np.allclose(shades[0], [0, 20, 40, 60, 80], atol=4) and np.allclose(shades[1][0], 100, atol=4)
+    assert shades[2][0] == pytest.approx(200, abs=4) and len(shades[2]) == 5
+    for kind in ("srt", "vtt", "json"):
+        out = tmp_path / f"said.{kind}"
+        code, lines, _ = run(capsys, "caption", path, "--every", "1", "--model", model, "--out", out, "--json")
+        rows = [json.loads(line) for line in lines]
+        assert code == 0 and [row["start"] for row in rows] == [0, 1, 2]
+        text = out.read_text()
+        if kind == "json":
+            assert [row["caption"] for row in json.loads(text)] == [row["caption"] for row in rows]
+        else:
+            assert text.count("-->") == 3 and ("00:00:01,000 --> 00:00:02,000" in text) == (kind == "srt")
+            assert text.startswith("WEBVTT\n\n1\n00:00:00.000 --> ") == (kind == "vtt")
+    code, _, err = run(capsys, "caption", path, "--every", "1", "--model", model, "--out", tmp_path / "said.srt")
+    assert code == 2 and "exists already" in err[-1]
+
+
+def test_subtitles_of_hours(tmp_path):
+    write_subtitles(tmp_path / "a.srt", [(3599.9996, 36000.5, Said("héllo", 0.5)), (36001, 36002, Said("", 1.0))], "x")
+    assert (tmp_path / "a.srt").read_text(encoding="utf8") == (
+        "1\n01:00:00,000 --> 10:00:00,500\nhéllo\n\n2\n10:00:01,000 --> 10:00:02,000\n-\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["caption", "{}", "--out", "a.srt"], "--out: expected --every beside it"),
+        (["caption", "{}", "--every", "1", "--out", "a.txt"], "a name that ends in .srt, .vtt or .json"),
+        (["caption", "{}", "--every", "1", "--format", "ass"], "--format: expected one of srt, vtt, json, got 'ass'"),
+        (["caption", "{}", "--every", "0.01"], "--every: expected at least 0.05 seconds, got 0.01"),
+        (["caption", "{}", "--every", "nan"], "--every: expected at least 0.05 seconds, got nan"),
+        (["caption", "{}", "--beams", "2", "--temperature", "1"], "expected one beam where text is drawn"),
+        (["ask", " ", "{}"], "QUESTION: expected a question, got an empty one"),
+        (["ask", "why is it so?", "{}"], "expected questions of at most 8 tokens"),
+        (["classify", "{}", "--labels", "a,a"], "--labels: expected at least two labels between commas, each once"),
+        (["classify", "{}", "--labels", "a"], "--labels: expected at least two labels"),
+        (["ask", "why?", "{}", "--model", "mini"], "task: this model knows"),
+    ],
+)
+def test_errors(capsys, model, clip, args, message):
+    args = [str(clip) if arg == "{}" else arg for arg in args]
+    code, lines, err = run(capsys, *args, *([] if "--model" in args else ["--model", model]))
+    assert (code, lines) == (2, []) and message in err[-1], err
+
+
+def test_work_is_done_ahead_in_order():
+    begun, gate = [], threading.Event()
+
+    def work(item):
+        begun.append(item)
+        if item == 0:
+            gate.wait(10)
+        if item == 3:
+            raise ValueError("three")
+        return -item
+
+    results = ahead(range(50), work, workers=2)
+    waiting = threading.Timer(0.3, gate.set)
+    waiting.start()
+    assert next(results) == (0, 0) and 1 < len(begun) <= 8
+    rest = list(results)
+    assert [item for item, _ in rest] == list(range(1, 50)) and str(rest[2][1]) == "three"
+    assert all(result == -item for item, result in rest if item != 3)
