@@ -357,7 +357,20 @@ class PyramidLM(nn.Module):
         if len(set(labels)) < 2 or len(set(labels)) < len(labels):
             raise ValueError(f"PyramidLM.classify: expected at least two labels, each once, got {list(labels)}")
         question = either(labels) if question is None else question
-        return log_likelihoods(self, self._read("ask", video, question, detail), labels).softmax(dim=1)
+        return self.log_likelihoods(video, labels, question, detail).softmax(dim=1)
+
+    @torch.inference_mode()
+    def log_likelihoods(
+        self,
+        video: Tensor | TokenPyramid,
+        texts: Sequence[str],
+        question: str | None = None,
+        detail: int | None = None,
+    ) -> Tensor:
+        """Log-probability (B, len(texts)) of each text as the answer to `question`, or as the caption. Raises
+        ValueError as `ask`, and for a text that is longer than the model's answers."""
+        reading = self._read("caption" if question is None else "ask", video, question, detail)
+        return log_likelihoods(self, reading, texts)
 
     def _read(
         self, task: str, video: Tensor | TokenPyramid, questions: str | Sequence[str] | None, detail: int | None

@@ -23,6 +23,7 @@ from tasks import (
     info,
     quickstart,
     reconstruct,
+    search,
     storyboard,
     train,
     words,
@@ -42,6 +43,8 @@ app.command()(reconstruct.reconstruct)
 app.command()(caption.caption)
 app.command()(ask.ask)
 app.command()(ask.classify)
+app.command()(search.index)
+app.command()(search.search)
 app.command()(words.words)
 app.command()(generate.generate)
 app.command()(edit.edit)

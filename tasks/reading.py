@@ -101,7 +101,7 @@ def read_clips(
     levels = f"at detail {detail} of {lm.num_levels}"
     console.note(f"reading {what}, cropped to {config.height}x{config.width}, {levels}")
     code, cues = DONE, dict[Path, list[tuple[float, float, Said]]]()
-    for group in _batches(_shown(paths, config.num_frames, config.size, every), how.batch):
+    for group in in_batches(shown_clips(paths, config.num_frames, config.size, every), how.batch):
         good = [shown for _, shown in group if isinstance(shown, Shown)]
         said = iter(_say(lm, good, say, detail))
         for path, shown in group:
@@ -137,7 +137,7 @@ def _say(lm: PyramidLM, good: Sequence[Shown], say: Callable[[TokenPyramid], lis
         return say(lm.tokenizer.encode(torch.cat([shown.video for shown in good]).to(lm.device), detail))
 
 
-def _batches(
+def in_batches(
     shown: Iterable[tuple[Path, Shown | Exception]], size: int
 ) -> Iterator[list[tuple[Path, Shown | Exception]]]:
     found = iter(shown)
@@ -145,7 +145,7 @@ def _batches(
         yield group
 
 
-def _shown(
+def shown_clips(
     paths: Sequence[Path], num_frames: int, size: tuple[int, int], every: float | None
 ) -> Iterator[tuple[Path, Shown | Exception]]:
     """Clips in order, decoded ahead by threads; or the windows of one after the other."""

@@ -29,6 +29,8 @@ VERBS = [
     "caption",
     "ask",
     "classify",
+    "index",
+    "search",
     "words",
     "generate",
     "edit",

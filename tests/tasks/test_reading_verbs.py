@@ -129,3 +129,39 @@ def test_work_is_done_ahead_in_order():
     rest = list(results)
     assert [item for item, _ in rest] == list(range(1, 50)) and str(rest[2][1]) == "three"
     assert all(result == -item for item, result in rest if item != 3)
+
+
+def test_an_index_is_searched_by_text_and_by_clip(capsys, folder, tmp_path):
+    """With the shipped `mini`: clips of the world, some words of whose captions find them."""
+    from pyramid.data.shapes import ShapesDataset, preset
+
+    items = ShapesDataset(preset("mini"), "test").__getitems__(list(range(12)))
+    for number, item in enumerate(items):
+        frames = ((item["video"].permute(1, 2, 3, 0) + 1) * 127.5).round().byte().numpy()
+        write_video(folder / f"scene{number:02d}.mkv", list(frames), fps=8)
+    out = tmp_path / "index"
+    code, lines, err = run(capsys, "index", folder, "--model", "mini", "--out", out, "--json")
+    assert code == 2 and "2.mp4" in lines[0] and json.loads(lines[-1])["clips"] == 16, err
+    for extra in ([], ["--rerank"]):
+        ranks = []
+        for number, item in enumerate(items):
+            code, lines, err = run(capsys, "search", out, item["caption"], "--top", "16", "--json", *extra)
+            assert code == 0, err
+            names = [json.loads(line)["input"] for line in lines]
+            ranks.append(names.index(str(folder / f"scene{number:02d}.mkv")))
+        assert ranks.count(0) >= 10, ranks
+    code, lines, _ = run(capsys, "search", out, "--like", folder / "scene03.mkv", "--top", "1")
+    assert code == 0 and lines[0].startswith(f"1. {folder}/scene03.mkv (")
+    code, lines, err = run(capsys, "search", out, "a red qwertz", "--top", "1")
+    assert code == 0 and "left out: qwertz" in err[0]
+    for args, message in (
+        ([], "expected TEXT or --like CLIP, one of them"),
+        (["--like", folder / "0.mp4", "--rerank"], "--rerank: expected TEXT"),
+        (["qwertz"], "expected a text with words of the table"),
+    ):
+        code, lines, err = run(capsys, "search", out, *args)
+        assert (code, lines) == (2, []) and message in err[-1]
+    code, _, err = run(capsys, "index", folder, "--model", "mini", "--out", out)
+    assert code == 2 and "exists already" in err[-1]
+    code, _, err = run(capsys, "index", folder / "2.mp4", "--model", "mini", "--out", tmp_path / "other")
+    assert code == 2 and "expected at least one clip that can be read, got none of 1" in err[-1]
