@@ -68,7 +68,7 @@ def check_overfit(
     for step in range(1, steps + 1):
         for group, rate in rates:
             group["lr"] = rate * min(1.0, step / 20)
-        losses = lm.generation_loss(tokens, sentences, lm.num_levels, hide_all=True)
+        losses = lm.generation_loss(tokens, sentences, lm.num_levels, whole=1.0)
         loss = torch.stack(list(losses.values())).mean()
         if "caption" in lm.config.tasks and any(captions):
             loss = loss + lm.reading_loss(

@@ -226,7 +226,7 @@ class PyramidLM(nn.Module):
         inputs: TokenPyramid | None = None,
         picked: Callable[[Block], bool] = lambda block: True,
         tube: float = 0.0,
-        hide_all: bool = False,
+        whole: float = 0.5,
     ) -> dict[int, Tensor]:
         """Mean negative log-likelihood of the hidden codes of each level, in nats a token: {level from 0: scalar}.
 
@@ -238,7 +238,7 @@ class PyramidLM(nn.Module):
             picked: which blocks are counted; all by default, at least one of those that are not given.
             tube: share of clips in which a block that has several grids in time hides the same places in each of them
                 (Lumos-1, 2507.08801: else a later one is learned by copying an earlier one).
-            hide_all: hide every token of every block, as the first pass of generation sees them.
+            whole: share of blocks of which every token is hidden, as the first pass of generation sees them.
         """
         condition = Condition() if condition is None else condition.to(self.device)
         inputs = tokens if inputs is None else inputs
@@ -251,8 +251,7 @@ class PyramidLM(nn.Module):
         clean = [i for i in range(asked[-1]) if blocks[i].remembered]
         seen = self.seen_of(inputs, blocks, codes, condition, {*clean, *asked})
         targets = {i: tokens.ids[blocks[i].chunk][blocks[i].level].flatten(1) for i in asked}
-        hidden = {i: _hide(blocks[i], len(sentences), generator, tube).to(self.device) for i in asked}
-        hidden = {i: torch.ones_like(hide) if hide_all else hide for i, hide in hidden.items()}
+        hidden = {i: _hide(blocks[i], len(sentences), generator, tube, whole).to(self.device) for i in asked}
         ids, pads = self.prefix(condition.task, detail, sentences)
         start = ids.shape[1]
         masked_offset = start + sum(blocks[i].count for i in clean)
@@ -483,12 +482,12 @@ class PyramidLM(nn.Module):
         return read_folder(PyramidLM, model, tokenizer, device)
 
 
-def _hide(block: Block, batch_size: int, generator: torch.Generator | None, tube: float) -> Tensor:
-    """Which tokens of a block (B, n) are hidden: all of them for half of the rows, else a cosine-distributed share
-    (MaskGIT, 2202.04200), at least one. In a share `tube` of the rows the same ones in all grids in time."""
+def _hide(block: Block, batch_size: int, generator: torch.Generator | None, tube: float, whole: float) -> Tensor:
+    """Which tokens of a block (B, n) are hidden: all of them in a share `whole` of the rows, else a cosine-distributed
+    share (MaskGIT, 2202.04200), at least one. In a share `tube` of the rows the same ones in all grids in time."""
     count, frames = block.count, block.grid[0]
     draw = torch.rand(batch_size, 3, generator=generator)
-    share = torch.where(draw[:, 0] < 0.5, torch.ones(batch_size), (draw[:, 1] * torch.pi / 2).cos())
+    share = torch.where(draw[:, 0] < whole, torch.ones(batch_size), (draw[:, 1] * torch.pi / 2).cos())
     order = torch.rand(batch_size, count, generator=generator)
     if frames > 1:
         still = order[:, : count // frames].repeat(1, frames)

@@ -53,8 +53,8 @@ class LMLossConfig:
     """`drop_text`: share of clips written without their text, `drop_text_given` of those that something else is given
     of; `drop_hint`: share of clips whose hint is kept from the model, for guidance by it; `paraphrase`: share of
     prompts in other words, where the data has them. `noise`: the most of the given codes that are replaced at random,
-    in a share `noisy` of the clips; `tube`: `PyramidLM.generation_loss`. A level of n tokens weighs n^`level_power`: a
-    word alone counts for less than a level of bits, but for more than one of its codes."""
+    in a share `noisy` of the clips; `tube`, `whole`: `PyramidLM.generation_loss`. A level of n tokens weighs
+    n^`level_power`: a word alone counts for less than a level of bits, but for more than one of its codes."""
 
     drop_text: float = 0.1
     drop_text_given: float = 0.3
@@ -63,6 +63,7 @@ class LMLossConfig:
     noise: float = 0.3
     noisy: float = 0.5
     tube: float = 0.5
+    whole: float = 0.5
     level_power: float = 0.5
 
     def __post_init__(self) -> None:
@@ -165,6 +166,7 @@ class LMTraining(TrainingModule):
             inputs=inputs.truncate(group.detail),
             picked=group.has,
             tube=loss.tube,
+            whole=loss.whole,
         )
         names = {f"train/level{k + 1}": value.detach() for k, value in levels.items()}
         self.log_dict(names, batch_size=tokens.batch_size)

@@ -355,7 +355,7 @@ def score_forcing(
         video = rounded(video)
         tokens = lm.tokenizer.encode(video)
         with torch.no_grad():
-            losses = lm.generation_loss(tokens, [lm.text_ids(text) for text in captions], lm.num_levels, hide_all=True)
+            losses = lm.generation_loss(tokens, [lm.text_ids(text) for text in captions], lm.num_levels, whole=1.0)
         for level, value in losses.items():
             nats[level].append(value.item())
         for name, forced in (("block", tokens), ("free", None)):

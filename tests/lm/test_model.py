@@ -14,7 +14,7 @@ from lm.backbone import LMConfig, make_backbone
 from lm.conditions import make_condition
 from lm.context import Seen
 from lm.decoding import TextWarning
-from lm.model import PyramidLM
+from lm.model import PyramidLM, _hide
 from lm.vocabulary import train_text_tokenizer
 from pyramid.quantize import LevelConfig
 from pyramid.tokenizer import PyramidTokenizer, TokenizerConfig
@@ -98,7 +98,7 @@ def test_cached_is_uncached(lm, tokens):
 @torch.no_grad()
 def test_training_sees_what_generation_sees(lm, tokens):
     """One training pass over all blocks gives the losses of the block-by-block pass."""
-    losses = lm.generation_loss(tokens, sentences(lm), lm.num_levels, hide_all=True)
+    losses = lm.generation_loss(tokens, sentences(lm), lm.num_levels, whole=1.0)
     blocks = layout.blocks_of(tokens.pyramids, lm.num_levels, lm.memory)
     hidden, saw = block_logits(lm, tokens, blocks, sentences(lm), cached=True)
     expected: dict = {}
@@ -329,6 +329,14 @@ def test_weights_in_bfloat16(lm, tokens):
     half = copy.deepcopy(lm).to(torch.bfloat16)
     assert half.hidden_token.dtype == torch.bfloat16 and half.tokenizer.dtype == torch.float32
     assert half.generate(CAPTIONS, seed=1).num_levels == 4 and len(half.caption(tokens)) == 3
-    wanted, found = (m.generation_loss(tokens, sentences(lm), 4, hide_all=True) for m in (lm, half))
+    wanted, found = (m.generation_loss(tokens, sentences(lm), 4, whole=1.0) for m in (lm, half))
     for level, loss in wanted.items():
         assert abs(loss - found[level]) < 0.03 * loss
+
+
+def test_blocks_are_hidden_whole_as_often_as_asked():
+    block = layout.Block(0, 0, 0, (2, 4, 4))
+    for whole in (0.0, 0.3, 1.0):
+        hidden = _hide(block, 4000, torch.Generator().manual_seed(0), 0.0, whole)
+        assert hidden.any(dim=1).all()
+        assert abs(hidden.all(dim=1).float().mean() - whole) < 0.03 + (1 - whole) * 0.2  # few of the others are, too
