@@ -20,6 +20,7 @@ from tasks import (
     edit,
     evaluate,
     generate,
+    incontext,
     info,
     quickstart,
     reconstruct,
@@ -43,6 +44,7 @@ app.command()(reconstruct.reconstruct)
 app.command()(caption.caption)
 app.command()(ask.ask)
 app.command()(ask.classify)
+app.command()(incontext.incontext)
 app.command()(search.index)
 app.command()(search.search)
 app.command()(words.words)

@@ -31,6 +31,7 @@ VERBS = [
     "classify",
     "index",
     "search",
+    "incontext",
     "words",
     "generate",
     "edit",
