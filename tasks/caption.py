@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tasks.console import Console
+from tasks.console import DONE, Console, one_line, user_can_mend
 from tasks.files import find_clips
 from tasks.options import Device, Inputs, Json, Model, Overwrite, Seed, check_device
-from tasks.reading import Batch, Detail, Every, Format, How, Said, Subtitles, read_clips
+from tasks.reading import Batch, Detail, Every, Format, How, Said, Subtitles, ahead, read_clips
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lm.model import PyramidLM
     from pyramid.tokens import TokenPyramid
+    from tasks.corpus import Made, Sample
 
 
 def caption(
@@ -25,20 +32,26 @@ def caption(
     beams: Annotated[int, typer.Option("--beams", min=1, help="Search for the likeliest sentence.")] = 1,
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="Above 0 draws the sentence.")] = 0.0,
     batch: Batch = 16,
+    engine: Annotated[str, typer.Option("--engine", help="Of shards: torchrun, or ray for a cluster.")] = "torchrun",
     model: Model = None,
     overwrite: Overwrite = False,
     seed: Seed = 0,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> int:
-    """Caption clips, one line a file; or one every few seconds, as subtitles.
+    """Caption clips, one line a file; or one every few seconds, as subtitles; or WebDataset shards, into the folder
+    --out, in a run that can be killed and started again.
 
     A clip is cropped and resized to the model's size, and the frames read are spread over its whole length.
     """
     with Console("caption", as_json, writes=out is not None) as console:
-        paths = find_clips(inputs)
         from pyramid.levels import check_detail
+        from tasks.corpus import shards_of
         from tasks.models import load_lm
+
+        if shards := shards_of(inputs):
+            return _of_shards(shards, out, detail, batch, engine, model, check_device(device), console)
+        paths = find_clips(inputs)
 
         lm = load_lm(model, check_device(device))
         lm.vocabulary.task("caption")
@@ -61,3 +74,69 @@ def caption(
 
         how = How(read, batch, every, out, kind, overwrite)
         return read_clips(lm, paths, say, how, console, "caption")
+
+
+def _of_shards(
+    shards: list[Path],
+    out: Path | None,
+    detail: int | None,
+    batch: int,
+    engine: str,
+    model: str | None,
+    device: str,
+    console: Console,
+) -> int:
+    from tasks.corpus import run_shards
+    from tasks.frechet import weights_hash
+    from tasks.models import load_lm, part_of
+
+    if out is None:
+        raise ValueError("--out: expected a folder for the captions of shards, got none")
+
+    def make_work() -> _Captions:
+        return _Captions(load_lm(model, device), detail, batch)
+
+    settings = {"verb": "caption", "model": weights_hash(part_of(model, "lm")), "detail": detail}
+    index = run_shards(shards, out, make_work, settings, console, engine)
+    console.emit(index | {"out": str(out)}, f"{out}: {index['samples']} samples, {index['broken']} broken")
+    return DONE
+
+
+class _Captions:
+    """Samples of a shard to their JSON with a caption, in batches that are decoded ahead; what cannot be read keeps its
+    place, and says why."""
+
+    def __init__(self, lm: PyramidLM, detail: int | None, batch: int) -> None:
+        from pyramid.levels import check_detail
+
+        lm.vocabulary.task("caption")
+        self.lm, self.batch = lm, batch
+        self.detail = check_detail(lm.config.caption_detail if detail is None else detail, lm.num_levels, "--detail")
+
+    def __call__(self, samples: Iterable[Sample]) -> Iterator[Made]:
+        import torch
+
+        from tasks.corpus import Made, to_bytes
+
+        decoded = ahead(samples, self._video)
+        while group := list(itertools.islice(decoded, self.batch)):
+            good = [video for _, video in group if not isinstance(video, Exception)]
+            answers = iter(self.lm.ask(torch.cat(good).to(self.lm.device), None, self.detail) if good else [])
+            for sample, video in group:
+                fields = sample.fields()
+                if isinstance(video, Exception):
+                    if not user_can_mend(video):
+                        raise video
+                    yield Made(sample.key, {"json": to_bytes(fields | {"error": one_line(video)})}, broken=True)
+                    continue
+                answer = next(answers)
+                fields |= {"caption": answer.text, "confidence": round(answer.confidence, 4), "detail": self.detail}
+                yield Made(sample.key, {"json": to_bytes(fields)})
+
+    def _video(self, sample: Sample) -> Tensor:
+        from tasks.clips import read_spread
+        from tasks.corpus import as_file
+
+        config = self.lm.tokenizer.config
+        with as_file(sample) as path:
+            return read_spread(path, config.num_frames, config.size)[0]

@@ -26,6 +26,7 @@ from tasks import (
     reconstruct,
     search,
     storyboard,
+    tokenize,
     train,
     words,
 )
@@ -41,6 +42,7 @@ app = typer.Typer(
 )
 app.add_typer(train.app, name="train")
 app.command()(reconstruct.reconstruct)
+app.command()(tokenize.tokenize)
 app.command()(caption.caption)
 app.command()(ask.ask)
 app.command()(ask.classify)

@@ -26,6 +26,7 @@ VERBS = [
     "train",
     "data",
     "reconstruct",
+    "tokenize",
     "caption",
     "ask",
     "classify",
