@@ -23,8 +23,9 @@ class LMConfig:
     tokens, all by default (layout.py); `history`: latent frames of the chunk before that a block sees (context.py).
     `copies`: whether a token sees the code that would leave its place as it was (context.py). `lora`: rank of the
     adapters (LoRA, 2106.09685) that are trained in place of a pretrained backbone, 0 for none. `decoding`: how it
-    writes unless told otherwise, by task, "" for all others. Raises ValueError for a number below 1, a task that there
-    is not, or decoding of a task that is not among `tasks`."""
+    writes unless told otherwise, by task, "" for all others. `familiar`: how much clips like those it was trained on
+    surprise it at most, nats a token of `caption_detail` levels (`PyramidLM.surprise`). Raises ValueError for a number
+    below 1, a task that there is not, or decoding of a task that is not among `tasks`."""
 
     backbone: str | None = None
     dim: int = 192
@@ -40,6 +41,7 @@ class LMConfig:
     copies: bool = True
     lora: int = 0
     decoding: dict[str, Decoding] = field(default_factory=dict)
+    familiar: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_text", "caption_detail", "memory", "history"):

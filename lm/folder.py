@@ -95,4 +95,5 @@ _LATER_KEYS: dict[str, Any] = {
     "copies": False,
     "lora": 0,
     "decoding": {},
+    "familiar": None,
 }

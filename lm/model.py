@@ -9,7 +9,8 @@ one pass or in several (decoding.py).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -240,8 +241,37 @@ class PyramidLM(nn.Module):
                 (Lumos-1, 2507.08801: else a later one is learned by copying an earlier one).
             whole: share of blocks of which every token is hidden, as the first pass of generation sees them.
         """
-        condition = Condition() if condition is None else condition.to(self.device)
-        inputs = tokens if inputs is None else inputs
+        losses: dict[int, list[Tensor]] = {}
+        given = Condition() if condition is None else condition
+        hide = partial(_hide, batch_size=len(sentences), generator=generator, tube=tube, whole=whole)
+        for block, nll, hidden in self._nll(tokens, sentences, detail, given, inputs or tokens, picked, hide):
+            losses.setdefault(block.level, []).append((nll * hidden).sum() / hidden.sum())
+        return {level: torch.stack(values).mean() for level, values in losses.items()}
+
+    @torch.inference_mode()
+    def surprise(self, tokens: TokenPyramid, detail: int | None = None) -> Tensor:
+        """How unexpected clips are to a model that is told nothing of them: nats a token (B,) of their first `detail`
+        levels (default `caption_detail`), each block at once. What the model was trained on is at or below
+        `config.familiar`, where that was measured."""
+        detail = check_detail(self.config.caption_detail if detail is None else detail, self.num_levels, "surprise")
+        tokens = tokens.truncate(detail).to(self.device)
+        hide = partial(_hide, batch_size=tokens.batch_size, generator=None, tube=0.0, whole=1.0)
+        texts: list[list[int]] = [[] for _ in range(tokens.batch_size)]
+        parts = self._nll(tokens, texts, detail, Condition(), tokens, lambda block: True, hide)
+        return torch.cat([nll for _, nll, _ in parts], dim=1).mean(dim=1)
+
+    def _nll(
+        self,
+        tokens: TokenPyramid,
+        sentences: Sequence[Sequence[int]],
+        detail: int,
+        condition: Condition,
+        inputs: TokenPyramid,
+        picked: Callable[[Block], bool],
+        hide: Callable[[Block], Tensor],
+    ) -> Iterator[tuple[Block, Tensor, Tensor]]:
+        """Each block that is asked for, nats of its tokens (B, n), and which of them were hidden."""
+        condition = condition.to(self.device)
         blocks = layout.blocks_of(tokens.pyramids, detail, self.memory)
         codes = [inputs.ids[b.chunk][b.level].flatten(1) for b in blocks]
         asked = [i for i, b in enumerate(blocks) if picked(b) and condition.codes(b.chunk, b.level) is None]
@@ -251,7 +281,7 @@ class PyramidLM(nn.Module):
         clean = [i for i in range(asked[-1]) if blocks[i].remembered]
         seen = self.seen_of(inputs, blocks, codes, condition, {*clean, *asked})
         targets = {i: tokens.ids[blocks[i].chunk][blocks[i].level].flatten(1) for i in asked}
-        hidden = {i: _hide(blocks[i], len(sentences), generator, tube, whole).to(self.device) for i in asked}
+        hidden = {i: hide(blocks[i]).to(self.device) for i in asked}
         ids, pads = self.prefix(condition.task, detail, sentences)
         start = ids.shape[1]
         masked_offset = start + sum(blocks[i].count for i in clean)
@@ -270,11 +300,9 @@ class PyramidLM(nn.Module):
         places = [torch.arange(masked_offset), layout.places_of([blocks[i] for i in asked], start)]
         positions = (torch.cat(places).to(self.device)[None] - pads[:, None]).clamp(min=0)
         out = self.run(x, torch.cat(intervals, dim=1), positions)[:, masked_offset:]
-        losses: dict[int, list[Tensor]] = {}
         for i, part in zip(asked, out.split([blocks[i].count for i in asked], dim=1), strict=True):
             nll = self.heads[blocks[i].level].nll(part, targets[i], self.points(blocks[i], seen[i]))
-            losses.setdefault(blocks[i].level, []).append((nll * hidden[i]).sum() / hidden[i].sum())
-        return {level: torch.stack(values).mean() for level, values in losses.items()}
+            yield blocks[i], nll, hidden[i]
 
     def reading_loss(
         self,

@@ -373,10 +373,26 @@ def train_lm(
         check_resume(config, out, "train lm")
     module, data = prepare(config)
     if fit(module, data, config, out, callbacks, resume, forecast):
+        module.lm.eval()
+        module.lm.config = dataclasses.replace(module.lm.config, familiar=_familiar(module, data))
         local = Path(config.tokenizer).is_dir()
         named = os.path.relpath(config.tokenizer, out) if local else config.tokenizer
-        module.lm.eval().save_pretrained(out, tokenizer=named)
+        module.lm.save_pretrained(out, tokenizer=named)
     return out
+
+
+def _familiar(module: LMTraining, data: ClipData, most: int = 512) -> float | None:
+    """How much 99 in 100 of the validation clips, of the first `most`, surprise the model at most; None for none."""
+    found: list[Tensor] = []
+    for batch in data.val_dataloader():
+        if "ids" in batch:
+            tokens = unpack(batch, module.lm.tokenizer)[0]
+        else:
+            tokens = module.lm.tokenizer.encode(batch["video"].to(module.lm.device))
+        found.append(module.lm.surprise(tokens).float().cpu())
+        if sum(map(len, found)) >= most:
+            break
+    return round(torch.cat(found).quantile(0.99).item(), 4) if found else None
 
 
 def prepare(config: TrainLMConfig) -> tuple[LMTraining, ClipData]:

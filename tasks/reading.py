@@ -100,10 +100,11 @@ def read_clips(
         what = f"{config.num_frames} frames of every {every:g} s"
     levels = f"at detail {detail} of {lm.num_levels}"
     console.note(f"reading {what}, cropped to {config.height}x{config.width}, {levels}")
-    code, cues = DONE, dict[Path, list[tuple[float, float, Said]]]()
+    code, strange, total = DONE, 0, 0
+    cues: dict[Path, list[tuple[float, float, Said]]] = {}
     for group in in_batches(shown_clips(paths, config.num_frames, config.size, every), how.batch):
         good = [shown for _, shown in group if isinstance(shown, Shown)]
-        said = iter(_say(lm, good, say, detail))
+        said = _say(lm, good, say, detail)
         for path, shown in group:
             if isinstance(shown, Exception):
                 if not user_can_mend(shown):
@@ -112,15 +113,25 @@ def read_clips(
                 console.emit({"input": str(path), "error": one_line(shown)})
                 code = USER_CAN_MEND
                 continue
-            answer, end = next(said), shown.end
+            (answer, familiar), end = next(said), shown.end
             span = {} if end is None else {"start": round(shown.start, 3), "end": round(end, 3)}
             record = {"input": str(path), **span, name: answer.text, "confidence": round(answer.confidence, 4)}
             times = "" if end is None else f" {_clock(shown.start, '.')} - {_clock(end, '.')}"
             record |= {"detail": detail, "frames": shown.frames} | answer.fields
+            if familiar is not None:
+                record["familiar"] = familiar
+                strange += not familiar
+            total += 1
+            unlike = "" if familiar in (None, True) else " [unlike what the model was trained on]"
             sure = f" ({answer.confidence:.0%})" if answer.confidence < SURE else ""
-            console.emit(record, "\n".join([f"{path}:{times} {answer.text}{sure}", *answer.lines]))
+            console.emit(record, "\n".join([f"{path}:{times} {answer.text}{sure}{unlike}", *answer.lines]))
             if end is not None:
                 cues.setdefault(path, []).append((shown.start, end, answer))
+    if strange:
+        console.note(
+            f"unknown domain: {strange} of {total} are unlike what this model was trained on; what it says of them may "
+            "mean nothing"
+        )
     for path, file in files.items():
         if path in cues:
             write_subtitles(file, cues[path], name)
@@ -128,13 +139,21 @@ def read_clips(
     return code
 
 
-def _say(lm: PyramidLM, good: Sequence[Shown], say: Callable[[TokenPyramid], list[Said]], detail: int) -> list[Said]:
+def _say(
+    lm: PyramidLM, good: Sequence[Shown], say: Callable[[TokenPyramid], list[Said]], detail: int
+) -> Iterator[tuple[Said, bool | None]]:
+    """What is said of each, and whether it is like what the model was trained on, where that can be told."""
     import torch
 
     if not good:
-        return []
+        return
     with torch.inference_mode():
-        return say(lm.tokenizer.encode(torch.cat([shown.video for shown in good]).to(lm.device), detail))
+        tokens = lm.tokenizer.encode(torch.cat([shown.video for shown in good]).to(lm.device), detail)
+        said = say(tokens)
+    if lm.config.familiar is None or detail < lm.config.caption_detail:
+        yield from ((each, None) for each in said)
+        return
+    yield from zip(said, (lm.surprise(tokens) <= lm.config.familiar).tolist(), strict=True)
 
 
 def in_batches(

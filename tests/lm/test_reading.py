@@ -194,3 +194,15 @@ def test_questions_of_a_folder(tmp_path):
             FolderDataset(tmp_path, 9, (32, 32))
     (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "b.mp4"}))
     assert "ask" not in _teachable(FolderDataset(tmp_path, 9, (32, 32)))
+
+
+def test_what_is_unlike_surprises(lm, tokens):
+    """Row by row what the loss is of all hidden, without text."""
+    found = lm.surprise(tokens)
+    assert found.shape == (3,) and found.dtype == torch.float32
+    rows = torch.cat([lm.surprise(tokens[row : row + 1]) for row in range(3)])
+    assert torch.allclose(found, rows, rtol=1e-3)
+    counts = [sum(pyramid.counts[level] for pyramid in tokens.pyramids) for level in range(2)]
+    losses = lm.generation_loss(tokens[:1].truncate(2), [[]], 2, whole=1.0)
+    blocks = [losses[level] * counts[level] for level in range(2)]  # the same grid in each chunk
+    assert float(found[0]) == pytest.approx(float(sum(blocks)) / sum(counts), rel=1e-3)

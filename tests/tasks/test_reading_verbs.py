@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 
 import numpy as np
@@ -54,6 +55,22 @@ def test_labels_have_probabilities(capsys, model, folder):
     assert sum(row["probabilities"].values()) == pytest.approx(1, abs=2e-4)
     _, lines, _ = run(capsys, "classify", folder / "0.mp4", "--labels", "a,b", "--model", model)
     assert lines == [f"{folder}/0.mp4: {row['label']} ({row['confidence']:.0%})"]
+
+
+@pytest.mark.parametrize("familiar", [0.0, 1e6])
+def test_what_is_unlike_is_said(capsys, model, folder, tmp_path, familiar):
+    own = tmp_path / "model"
+    shutil.copytree(model, own)
+    config = json.loads((own / "lm" / "config.json").read_text())
+    (own / "lm" / "config.json").write_text(json.dumps(config | {"familiar": familiar}))
+    code, lines, err = run(capsys, "caption", folder / "0.mp4", folder / "1.mp4", "--model", own, "--json")
+    assert code == 0 and [json.loads(line)["familiar"] for line in lines] == [familiar > 0] * 2
+    told = "unknown domain: 2 of 2 are unlike what this model was trained on"
+    assert err[-1].startswith(told) == (familiar == 0)
+    _, lines, _ = run(capsys, "caption", folder / "0.mp4", "--model", own)
+    assert lines[0].endswith("[unlike what the model was trained on]") == (familiar == 0)
+    _, lines, _ = run(capsys, "caption", folder / "0.mp4", "--model", own, "--detail", "1", "--json")
+    assert "familiar" not in json.loads(lines[0])  # measured at finer levels
 
 
 def test_windows_have_times_and_subtitles(capsys, model, tmp_path):
