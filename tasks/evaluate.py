@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tasks import evaluate_lm
+from tasks import evaluate_lm, evaluate_understanding
 from tasks.console import DONE, USER_CAN_MEND, Console, to_json
 from tasks.files import claim_folder
 from tasks.models import load_tokenizer, part_of
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Score a model on held-out clips, with the protocol.", no_args_is_help=True)
 
 app.command()(evaluate_lm.lm)
+app.command()(evaluate_understanding.understanding)
 
 SHIPPED = "default"  # the word for the shipped model
 _NAME = "evaluation"
