@@ -131,6 +131,9 @@ def _draw(rows: list[dict[str, Any]], path: Path) -> None:
         for row in blind:
             axis.axhline(100 * row["all"], color=drawn.get_color(), linestyle=":", linewidth=1)
     axis.set_xscale("log")
+    ticks = sorted({row["tokens"] for row in rows if "detail" in row})
+    axis.set_xticks(ticks, [str(tick) for tick in ticks])
+    axis.minorticks_off()
     axis.set_ylim(0, 103)
     axis.set_xlabel("tokens of a clip that are read")
     axis.set_ylabel("% right; dotted: the most frequent answer")

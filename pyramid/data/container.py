@@ -71,6 +71,9 @@ def video_stream(path, container):
     if stream.width * stream.height > MAX_PIXELS:
         raise VideoError(f"{path}: expected frames of at most {MAX_PIXELS} pixels, got {stream.width}x{stream.height}")
     stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # for streams that grow later
+    # With slices in several threads FFmpeg hides that frames are damaged, on machines of several cores alone; it is no
+    # faster on streams of one slice a frame, which most are.
+    stream.codec_context.thread_count = 1
     return stream
 
 

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(not (DATA / "nasty/manifest.jsonl").is_file(), r
 
 # The manifest gives the size before rotation.
 TURNED = {"video_90.mov": (320, 568), "video_270.mov": (320, 568)}
-DAMAGED = {"bit_flipped.mp4", "corrupted_decord.mp4", "truncated_60pct_moov_first.mp4"}
+DAMAGED = {"bit_flipped.mp4", "corrupted_decord.mp4", "truncated_60pct_moov_first.mp4", "Error_I_P.264"}
 WHY_NOT = {
     "audio_only.m4a": r"only sound \(aac\)",
     "audio_only_named.mp4": r"only sound \(aac\)",
