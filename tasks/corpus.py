@@ -160,39 +160,44 @@ def run_shards(
 
 
 def do_shard(shard: Path, out: Path, work: Work, told: Callable[[], object] = lambda: None) -> dict[str, int] | None:
-    """One shard; its counts, or None where another process holds it."""
-    import webdataset
-
-    target, begin = out / shard.name, time.monotonic()
-    with (out / f".{shard.name}.lock").open("w") as lock:
+    """One shard; its counts, or None where another process holds it, or has done it."""
+    held = out / f".{shard.name}.lock"
+    with held.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it when a process dies
         except BlockingIOError:
             return None
-        if target.exists():
-            return None
-        for stale in out.glob(f".{shard.name}.*.part"):
-            stale.unlink()
-        part = out / f".{shard.name}.{os.getpid()}.part"
-        counts = {"samples": 0, "broken": 0}
         try:
-            with part.open("wb") as file:
-                writer = webdataset.TarWriter(file, mtime=0)
-                for made in work(read_shard(shard)):
-                    writer.write({"__key__": made.key, **made.parts})
-                    counts["samples"] += 1
-                    counts["broken"] += made.broken
-                    told()
-                writer.close()
-                file.flush()
-                os.fsync(file.fileno())
-            record = {"name": shard.name, **counts, "seconds": round(time.monotonic() - begin, 2)}
-            with replacing(out / f"{shard.name}.json") as told_file:
-                told_file.write_text(json.dumps(record) + "\n", encoding="utf8")
-            part.rename(target)  # last: a shard that is there is whole
+            return None if (out / shard.name).exists() else _fill_shard(shard, out, work, told)
         finally:
-            part.unlink(missing_ok=True)
-    (out / f".{shard.name}.lock").unlink(missing_ok=True)
+            held.unlink(missing_ok=True)  # who has it open already finds the shard there
+
+
+def _fill_shard(shard: Path, out: Path, work: Work, told: Callable[[], object]) -> dict[str, int]:
+    import webdataset
+
+    begin = time.monotonic()
+    for stale in out.glob(f".{shard.name}.*.part"):  # of a process that died
+        stale.unlink()
+    part = out / f".{shard.name}.{os.getpid()}.part"
+    counts = {"samples": 0, "broken": 0}
+    try:
+        with part.open("wb") as file:
+            writer = webdataset.TarWriter(file, mtime=0)
+            for made in work(read_shard(shard)):
+                writer.write({"__key__": made.key, **made.parts})
+                counts["samples"] += 1
+                counts["broken"] += made.broken
+                told()
+            writer.close()
+            file.flush()
+            os.fsync(file.fileno())
+        record = {"name": shard.name, **counts, "seconds": round(time.monotonic() - begin, 2)}
+        with replacing(out / f"{shard.name}.json") as told_file:
+            told_file.write_text(json.dumps(record) + "\n", encoding="utf8")
+        part.rename(out / shard.name)  # last: a shard that is there is whole
+    finally:
+        part.unlink(missing_ok=True)
     return counts
 
 
