@@ -84,8 +84,8 @@ def classify(
 def _reader(model: str | None, device: str, detail: int | None) -> tuple[PyramidLM, int]:
     """A model that was taught to answer, and the levels that it reads."""
     from pyramid.levels import check_detail
-    from tasks.models import load_lm
+    from tasks.models import DEFAULTS, load_lm
 
-    lm = load_lm(model, check_device(device))
+    lm = load_lm(model or DEFAULTS["tasks"], check_device(device))
     lm.vocabulary.task("ask")
     return lm, check_detail(lm.config.caption_detail if detail is None else detail, lm.num_levels, "--detail")

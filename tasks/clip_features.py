@@ -3,7 +3,8 @@
 Taught without labels: two windows of a clip, each cropped and lit in its own way, shall be more alike than windows of
 other clips (SimCLR, Chen et al. 2020, 2002.05709), and more alike than the window run backwards; and a head tells
 windows from those run backwards, so that motion counts. Trained on clips of one kind, so the distances are of use for
-that kind. No weights ship yet: `python benchmarks/judges.py robot --folder FOLDER --train 10` makes them.
+that kind. `python benchmarks/judges.py robot --folder FOLDER --train 10` makes such weights; those that ship have a
+card.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SHIPPED = Path(__file__).parent / "shipped"
 JUDGES = SHIPPED / "judges"  # networks that look at clips and are no models: `judge_folder`
 # The shipped model that a verb takes without --model: where a tokenizer is enough, where it needs more, and where a
-# model that knows all tasks ("edit", "storyboard").
+# model that knows all tasks ("edit", "storyboard", "ask", "classify").
 DEFAULTS = {"tokenizer": "shapes", "lm": "mini", "judge": "mini", "tasks": "shapes"}
 
 
