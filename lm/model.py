@@ -27,7 +27,7 @@ from lm.folder import read_folder, write_folder
 from lm.heads import CodeEmbedding, Point, make_head
 from lm.layout import Block
 from lm.linear_cross_entropy import linear_cross_entropy
-from lm.reading import Answer, Reading, answers, log_likelihoods, read
+from lm.reading import Answer, answers, asked, log_likelihoods, read
 from lm.vocabulary import Vocabulary
 from pyramid.data.grammar import either
 from pyramid.levels import check_detail
@@ -242,9 +242,9 @@ class PyramidLM(nn.Module):
             whole: share of blocks of which every token is hidden, as the first pass of generation sees them.
         """
         losses: dict[int, list[Tensor]] = {}
-        given = Condition() if condition is None else condition
+        given, seen = Condition() if condition is None else condition, tokens if inputs is None else inputs
         hide = partial(_hide, batch_size=len(sentences), generator=generator, tube=tube, whole=whole)
-        for block, nll, hidden in self._nll(tokens, sentences, detail, given, inputs or tokens, picked, hide):
+        for block, nll, hidden in self._nll(tokens, sentences, detail, given, seen, picked, hide):
             losses.setdefault(block.level, []).append((nll * hidden).sum() / hidden.sum())
         return {level: torch.stack(values).mean() for level, values in losses.items()}
 
@@ -353,7 +353,7 @@ class PyramidLM(nn.Module):
         `caption_detail`). video: (B, 3, T, H, W) in [-1, 1], or its tokens. `decoding`: as `answers` of reading.py:
         beams, temperature, ... Raises ValueError for no clip, a detail that there is not, and what the tokenizer
         refuses."""
-        return [answer.text for answer in answers(self, self._read("caption", video, None, detail), **decoding)]
+        return [answer.text for answer in answers(self, asked(self, "caption", video, None, detail), **decoding)]
 
     @torch.inference_mode()
     def ask(
@@ -367,7 +367,7 @@ class PyramidLM(nn.Module):
         The other arguments are those of `caption`. Raises ValueError besides for another number of questions and a
         model that was not taught questions."""
         return answers(
-            self, self._read("caption" if questions is None else "ask", video, questions, detail), **decoding
+            self, asked(self, "caption" if questions is None else "ask", video, questions, detail), **decoding
         )
 
     @torch.inference_mode()
@@ -396,31 +396,8 @@ class PyramidLM(nn.Module):
     ) -> Tensor:
         """Log-probability (B, len(texts)) of each text as the answer to `question`, or as the caption. Raises
         ValueError as `ask`, and for a text that is longer than the model's answers."""
-        reading = self._read("caption" if question is None else "ask", video, question, detail)
+        reading = asked(self, "caption" if question is None else "ask", video, question, detail)
         return log_likelihoods(self, reading, texts)
-
-    def _read(
-        self, task: str, video: Tensor | TokenPyramid, questions: str | Sequence[str] | None, detail: int | None
-    ) -> Reading:
-        name = f"PyramidLM.{task}"
-        self.vocabulary.task(task)
-        detail = check_detail(self.config.caption_detail if detail is None else detail, self.num_levels, name)
-        tokens = self.tokenizer.encode(video, detail) if isinstance(video, Tensor) else video.truncate(detail)
-        tokens = tokens.to(self.device)
-        if not tokens.batch_size:
-            raise ValueError(f"{name}: expected at least one clip, got none")
-        asked = [questions] * tokens.batch_size if isinstance(questions, str) else questions
-        if asked is None:
-            return read(self, tokens, detail, task)
-        if len(asked) != tokens.batch_size:
-            raise ValueError(f"{name}: expected one question a clip, {tokens.batch_size}, got {len(asked)}")
-        ids = [self.text_ids(question) for question in asked]
-        if longest := [question for question, row in zip(asked, ids, strict=True) if len(row) > self.config.max_text]:
-            raise ValueError(
-                f"{name}: expected questions of at most {self.config.max_text} tokens, got {len(longest)} longer ones, "
-                f"the first {longest[0]!r}"
-            )
-        return read(self, tokens, detail, task, ids)
 
     @torch.inference_mode()
     def generate(

@@ -17,6 +17,7 @@ from lm import layout
 from lm.conditions import Condition
 from lm.kv_cache import roomy_cache
 from lm.sampling import Sampler
+from pyramid.levels import check_detail
 from pyramid.tokens import TokenPyramid
 
 if TYPE_CHECKING:
@@ -70,6 +71,32 @@ def read(
     intervals = [layout.prefix_intervals(pads, start), layout.clean_intervals(blocks, pads, start)]
     positions = torch.arange(x.shape[1], device=lm.device)[None] - pads[:, None]
     return Reading(x, torch.cat(intervals, dim=1), positions.clamp(min=0), pads)
+
+
+def asked(
+    lm: PyramidLM, task: str, video: Tensor | TokenPyramid, questions: str | Sequence[str] | None, detail: int | None
+) -> Reading:
+    """Clips, or their tokens, as `read` takes them, with one question for all or one a clip. Raises ValueError for what
+    cannot be read or asked, and names the method of the model."""
+    name = f"PyramidLM.{task}"
+    lm.vocabulary.task(task)
+    detail = check_detail(lm.config.caption_detail if detail is None else detail, lm.num_levels, name)
+    tokens = lm.tokenizer.encode(video, detail) if isinstance(video, Tensor) else video.truncate(detail)
+    tokens = tokens.to(lm.device)
+    if not tokens.batch_size:
+        raise ValueError(f"{name}: expected at least one clip, got none")
+    texts = [questions] * tokens.batch_size if isinstance(questions, str) else questions
+    if texts is None:
+        return read(lm, tokens, detail, task)
+    if len(texts) != tokens.batch_size:
+        raise ValueError(f"{name}: expected one question a clip, {tokens.batch_size}, got {len(texts)}")
+    ids = [lm.text_ids(question) for question in texts]
+    if longest := [question for question, row in zip(texts, ids, strict=True) if len(row) > lm.config.max_text]:
+        raise ValueError(
+            f"{name}: expected questions of at most {lm.config.max_text} tokens, got {len(longest)} longer ones, "
+            f"the first {longest[0]!r}"
+        )
+    return read(lm, tokens, detail, task, ids)
 
 
 class _Reader:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,16 +19,16 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from transformers import AutoTokenizer
 
 from lm.backbone import LMConfig, make_backbone
-from lm.conditions import READING, TASKS, Condition, draw_condition, hinted
-from lm.curriculum import Curriculum, Group, GroupBatches, MixConfig
-from lm.decoding import TextWarning
+from lm.conditions import READING, Condition, draw_condition, hinted
+from lm.curriculum import Curriculum, Group, MixConfig
 from lm.gates import LMGateConfig, climb
 from lm.model import PyramidLM
 from lm.token_cache import TokenDataset, unpack
+from lm.train_data import TokenData, all_but_classes, teachable, texts_of, warn_of_cut
 from lm.vocabulary import train_text_tokenizer
 from pyramid.data.datamodule import ClipData, collate_clips
 from pyramid.data.grammar import either
@@ -93,10 +92,6 @@ class TrainLMConfig:
     checkpointing: bool = False
 
 
-def _all_but_classes() -> tuple[str, ...]:
-    return tuple(name for name in (*TASKS, *READING) if name != "class")
-
-
 class LMTraining(TrainingModule):
     """Batches are those of `ClipData` - `video`, `caption`, and where the data has them `paraphrase` (other words to
     write from) and `seen` (the clip as read from a file, to be captioned as well as the clip itself) - or those of
@@ -108,7 +103,7 @@ class LMTraining(TrainingModule):
         if config.checkpointing:
             lm.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         pyramids = tuple(lm.tokenizer.pyramids(lm.tokenizer.config.num_frames))
-        teaches = _all_but_classes() if teaches is None else teaches
+        teaches = all_but_classes() if teaches is None else teaches
         known = tuple(
             task for task in lm.config.tasks if task in teaches and _possible(task, lm.num_levels, len(pyramids))
         )
@@ -312,34 +307,6 @@ def _given(tokens: TokenPyramid, condition: Condition | None, group: Group, toke
     return Condition(group.task, exact, draft=tokens.truncate(group.given) if group.task == "refine" else None)
 
 
-class _Grouped(Dataset):
-    """Clips by (index, group): items with the group beside."""
-
-    def __init__(self, clips: TokenDataset) -> None:
-        self.clips = clips
-
-    def __getitems__(self, chosen: Sequence[tuple[int, Group]]) -> list[dict]:
-        return [self.clips[index] | {"group": group} for index, group in chosen]
-
-
-class TokenData(ClipData):
-    """Loaders over clips that come as tokens: training in groups, validation in order."""
-
-    train: TokenDataset
-
-    def train_dataloader(self) -> DataLoader:
-        assert self.trainer is not None  # that is who asks
-        module, hints = self.trainer.lightning_module, self.train.columns.get("task")
-        batches = GroupBatches(
-            module,
-            len(self.train),
-            None if hints is None else hints.tolist(),
-            self.batch_size,
-            self.trainer.global_rank,
-        )
-        return DataLoader(_Grouped(self.train), batch_sampler=batches, collate_fn=collate_clips)
-
-
 def make_lm(config: TrainLMConfig, tokenizer: PyramidTokenizer, texts: Sequence[str]) -> PyramidLM:
     """The untrained model of a config; without a pretrained backbone its text tokenizer is learned from `texts`."""
     if config.initialize:
@@ -409,10 +376,10 @@ def prepare(config: TrainLMConfig) -> tuple[LMTraining, ClipData]:
         train, val = (TokenDataset(Path(config.tokens) / part, tokenizer) for part in ("train", "val"))
     else:
         train, val = make_datasets(config.data, video.num_frames, video.size, video.fps)
-    texts, teaches = _texts(train), _teachable(train)
+    texts, teaches = texts_of(train), teachable(train)
     model = dataclasses.replace(config.model, tasks=_taught(config, teaches, tokenizer))
     lm = make_lm(dataclasses.replace(config, model=model), tokenizer, texts)
-    _warn_of_cut(texts, lm)
+    warn_of_cut(texts, lm)
     kind = TokenData if config.tokens is not None else ClipData
     data = kind(train, val, batch_size=run.batch_size, num_workers=run.num_workers, seed=run.seed)
     return LMTraining(config, lm, teaches), data
@@ -443,45 +410,3 @@ def check_gates(config: TrainLMConfig, report: Callable[[Gate], None]) -> None:
     batch = collate_clips(items)
     tokens = unpack(batch, tokenizer)[0] if "ids" in batch else tokenizer.encode(batch["video"])
     climb(config.gates, tokens, list(batch["caption"]), make_module, report)
-
-
-def _texts(dataset: Dataset) -> list[str]:
-    """Sentences to learn a text tokenizer from: those of the metadata, or of a sample of a procedural world."""
-    if isinstance(dataset, TokenDataset):
-        return dataset.texts()
-    inner: Any = getattr(dataset, "dataset", dataset)  # the captions of a wrapped data set are those of the inner one
-    if hasattr(inner, "clips"):
-        captions = [clip.caption for clip in inner.clips if clip.caption]
-        return captions + [text for clip in inner.clips for pair in clip.questions for text in pair]
-    items = inner.describe(range(min(len(inner), 2048)))
-    captions = [item[name] for item in items for name in ("caption", "paraphrase")]
-    return captions + [text for item in items for pair in item["questions"] for text in pair]
-
-
-def _teachable(dataset: Dataset) -> tuple[str, ...]:
-    """The tasks that these clips have what it takes for."""
-    if not isinstance(dataset, TokenDataset):  # clips of these have no class names
-        clips = getattr(getattr(dataset, "dataset", dataset), "clips", None)
-        silent = clips is not None and not any(clip.questions for clip in clips)
-        return tuple(name for name in _all_but_classes() if not (name == "ask" and silent))
-    hints = dataset.columns.get("task")
-    there = {hinted()[index] for index in hints.unique().tolist()} if hints is not None else set()
-    missing = set(hinted()) - there
-    has = {name for said in dataset.said for name, value in said.items() if value}
-    missing |= set() if "label" in has else {"class"}
-    missing |= {"caption"} - has
-    missing |= set() if has & {"questions", "label"} else {"ask"}
-    return tuple(name for name in (*TASKS, *READING) if name not in missing)
-
-
-def _warn_of_cut(captions: Sequence[str], lm: PyramidLM, most: int = 4096) -> None:
-    """A `TextWarning` where some of the first `most` captions are longer than the model reads and writes."""
-    lengths = [len(lm.text_ids(caption)) for caption in captions[:most]]
-    cut = sum(length > lm.config.max_text for length in lengths)
-    if cut:
-        warnings.warn(
-            f"train lm: {cut} of {len(lengths)} captions are cut at max_text={lm.config.max_text} tokens, the longest "
-            f"has {max(lengths)}",
-            TextWarning,
-            stacklevel=3,
-        )

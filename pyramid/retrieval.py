@@ -20,7 +20,7 @@ from torch import Tensor
 from pyramid.files import filling
 from pyramid.levels import Pyramid
 from pyramid.tokens import TokenPyramid
-from pyramid.words import WordTable
+from pyramid.words import WordTable, content_words
 
 FORMAT, FORMAT_VERSION = "pyramid.index", 1
 
@@ -73,8 +73,6 @@ class ClipIndex:
 
     def unknown(self, text: str) -> list[str]:
         """The content words of a text that the table does not know, and a search cannot use."""
-        from pyramid.words import content_words
-
         known = set(self.table.ids_to_words(self.table.content_ids(text)))
         return [word for word in content_words(text) if word not in known]
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tasks.console import DONE, Console, one_line, user_can_mend
+from tasks.console import DONE, Console
 from tasks.files import find_clips
 from tasks.options import Device, Inputs, Json, Model, Overwrite, Seed, check_device
-from tasks.reading import Batch, Detail, Every, Format, How, Said, Subtitles, ahead, read_clips
+from tasks.reading import Batch, Detail, Every, Format, How, Said, Subtitles, ahead, grouped, read_clips
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -116,18 +115,15 @@ class _Captions:
     def __call__(self, samples: Iterable[Sample]) -> Iterator[Made]:
         import torch
 
-        from tasks.corpus import Made, to_bytes
+        from tasks.corpus import Made, to_bytes, unreadable
 
-        decoded = ahead(samples, self._video)
-        while group := list(itertools.islice(decoded, self.batch)):
+        for group in grouped(ahead(samples, self._video), self.batch):
             good = [video for _, video in group if not isinstance(video, Exception)]
             answers = iter(self.lm.ask(torch.cat(good).to(self.lm.device), None, self.detail) if good else [])
             for sample, video in group:
                 fields = sample.fields()
                 if isinstance(video, Exception):
-                    if not user_can_mend(video):
-                        raise video
-                    yield Made(sample.key, {"json": to_bytes(fields | {"error": one_line(video)})}, broken=True)
+                    yield unreadable(sample, video)
                     continue
                 answer = next(answers)
                 fields |= {"caption": answer.text, "confidence": round(answer.confidence, 4), "detail": self.detail}

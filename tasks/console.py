@@ -123,12 +123,16 @@ class Console:
             try:
                 work(path)
             except (OSError, ValueError) as error:
-                if not user_can_mend(error):
-                    raise
-                self.fault(error)
-                self.emit({"input": str(path), "error": one_line(error)})
-                code = USER_CAN_MEND
+                code = self.refuse(path, error)
         return code
+
+    def refuse(self, path: Path, error: Exception) -> int:
+        """A file that cannot be worked on is one line; returns the exit code. Raises what the user cannot mend."""
+        if not user_can_mend(error):
+            raise error
+        self.fault(error)
+        self.emit({"input": str(path), "error": one_line(error)})
+        return USER_CAN_MEND
 
     def track(self, items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
         """The items, with progress on stderr: a bar on a terminal, a line every few seconds otherwise."""

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pyramid.files import replacing
-from tasks.console import Console
+from tasks.console import Console, one_line, user_can_mend
 
 FORMAT, FORMAT_VERSION = "pyramid.corpus", 1
 
@@ -295,6 +295,13 @@ def _by_ray(
     finally:
         if own:
             ray.shutdown()
+
+
+def unreadable(sample: Sample, error: Exception) -> Made:
+    """A sample whose clip cannot be read keeps its place, and says why. Raises what the user cannot mend."""
+    if not user_can_mend(error):
+        raise error
+    return Made(sample.key, {"json": to_bytes(sample.fields() | {"error": one_line(error)})}, broken=True)
 
 
 def to_bytes(record: dict[str, Any]) -> bytes:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tasks import evaluate_lm, evaluate_understanding
-from tasks.console import DONE, USER_CAN_MEND, Console, to_json
-from tasks.files import claim_folder
+from tasks.console import DONE, USER_CAN_MEND, Console
+from tasks.files import claim_folder, write_evaluation
 from tasks.models import load_tokenizer, part_of
 from tasks.options import MAX_SEED, Device, Json, Overwrite, Seed, check_device, parse_size
 
@@ -226,15 +227,11 @@ def model_hash(tokenizer: Any, folder: Path) -> str:
 
 
 def write(result: Evaluation, out: Path) -> None:
-    """`out`/evaluation.txt, .json (rows and protocol) and .png: all of them or none."""
-    from pyramid.files import filling
+    """Rows, protocol and what was broken, with curves."""
     from tasks.curves import draw_curves
 
-    with filling(out, f"{_NAME}.json") as part:
-        (part / f"{_NAME}.txt").write_text(report(result) + "\n", encoding="utf8")
-        record = {"rows": result.rows, "protocol": result.protocol, "broken": result.broken}
-        (part / f"{_NAME}.json").write_text(to_json(record, indent=2) + "\n", encoding="utf8")
-        draw_curves(result, part / f"{_NAME}.png")
+    record = {"rows": result.rows, "protocol": result.protocol, "broken": result.broken}
+    write_evaluation(out, report(result), record, partial(draw_curves, result))
 
 
 # ---------------------------------------------------------------------------------------------- text

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tasks.console import DONE, Console, to_json
-from tasks.files import claim_folder
+from tasks.console import DONE, Console
+from tasks.files import claim_folder, write_evaluation
 from tasks.models import judge_folder, load_lm, part_of
 from tasks.options import Device, Json, Overwrite, Seed, check_device, parse_details
 from tasks.writing import Decoder, Guidance, Order, Passes, Temperature, TopP, decoding_options
@@ -89,12 +89,7 @@ def lm(
         text = report(rows, protocol)
         console.emit({"protocol": protocol}, text)
         if out is not None:
-            from pyramid.files import filling
-
-            with filling(out, "evaluation.json") as part:
-                (part / "evaluation.txt").write_text(text + "\n", encoding="utf8")
-                record = to_json({"rows": rows, "protocol": protocol}, indent=2)
-                (part / "evaluation.json").write_text(record + "\n", encoding="utf8")
+            write_evaluation(out, text, {"rows": rows, "protocol": protocol})
     return DONE
 
 

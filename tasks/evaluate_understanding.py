@@ -4,13 +4,14 @@ answers that look at no clip. `understanding.py` measures."""
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from tasks.console import DONE, Console, to_json
-from tasks.files import claim_folder
+from tasks.console import DONE, Console
+from tasks.files import claim_folder, write_evaluation
 from tasks.models import load_lm, part_of
 from tasks.options import Device, Json, Overwrite, Seed, check_device, parse_details
 
@@ -71,13 +72,7 @@ def understanding(
         text = "\n".join([*lines, "protocol", *protocol_lines(protocol)])
         console.emit({"protocol": protocol}, text)
         if out is not None:
-            from pyramid.files import filling
-
-            with filling(out, "evaluation.json") as part_folder:
-                (part_folder / "evaluation.txt").write_text(text + "\n", encoding="utf8")
-                record = to_json({"rows": rows, "protocol": protocol}, indent=2)
-                (part_folder / "evaluation.json").write_text(record + "\n", encoding="utf8")
-                _draw(_means(rows), part_folder / "evaluation.png")
+            write_evaluation(out, text, {"rows": rows, "protocol": protocol}, partial(_draw, _means(rows)))
     return DONE
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import glob
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
+
+from tasks.console import to_json
 
 
 def find_clips(inputs: Iterable[str]) -> list[Path]:
@@ -92,3 +95,16 @@ def _identity(path: Path) -> tuple[int, int]:
     """The same for every name of one file."""
     status = os.stat(path)
     return status.st_dev, status.st_ino
+
+
+def write_evaluation(
+    out: Path, text: str, record: dict[str, Any], draw: Callable[[Path], object] | None = None
+) -> None:
+    """`out`/evaluation.txt, evaluation.json and, where it is drawn, evaluation.png: all of them or none."""
+    from pyramid.files import filling
+
+    with filling(out, "evaluation.json") as part:
+        (part / "evaluation.txt").write_text(text + "\n", encoding="utf8")
+        (part / "evaluation.json").write_text(to_json(record, indent=2) + "\n", encoding="utf8")
+        if draw is not None:
+            draw(part / "evaluation.png")

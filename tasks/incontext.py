@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tasks.console import DONE, USER_CAN_MEND, Console, one_line, user_can_mend
+from tasks.console import DONE, Console, user_can_mend
 from tasks.files import claim, find_clips
 from tasks.options import Device, Json, Model, Out, Overwrite, Seed, check_device
 from tasks.reading import shown_clips
@@ -267,11 +267,7 @@ class _Setting:
         config, code, asked = self.tokenizer.config, DONE, []
         for path, shown in shown_clips(find_clips(inputs), config.num_frames, config.size, None):
             if isinstance(shown, Exception):
-                if not user_can_mend(shown):
-                    raise shown
-                self.console.fault(shown)
-                self.console.emit({"input": str(path), "error": one_line(shown)})
-                code = USER_CAN_MEND
+                code = self.console.refuse(path, shown)
             else:
                 asked.append((path, prompt(self.words(shown.video))))
         spending.check(llm, [(text, most) for _, text in asked], self.console)

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from tasks.console import DONE, USER_CAN_MEND, Console, one_line, to_json, user_can_mend
+from tasks.console import DONE, Console, to_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,6 +42,8 @@ Subtitles = Annotated[
 ]
 Format = Annotated[str, typer.Option("--format", help="Of the files in the folder --out: srt, vtt or json.")]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Clips read at once.")]
+
+Item = TypeVar("Item")
 
 FORMATS = ("srt", "vtt", "json")
 SHORTEST = 0.05  # seconds of a window
@@ -102,16 +104,12 @@ def read_clips(
     console.note(f"reading {what}, cropped to {config.height}x{config.width}, {levels}")
     code, strange, total = DONE, 0, 0
     cues: dict[Path, list[tuple[float, float, Said]]] = {}
-    for group in in_batches(shown_clips(paths, config.num_frames, config.size, every), how.batch):
+    for group in grouped(shown_clips(paths, config.num_frames, config.size, every), how.batch):
         good = [shown for _, shown in group if isinstance(shown, Shown)]
         said = _say(lm, good, say, detail)
         for path, shown in group:
             if isinstance(shown, Exception):
-                if not user_can_mend(shown):
-                    raise shown
-                console.fault(shown)
-                console.emit({"input": str(path), "error": one_line(shown)})
-                code = USER_CAN_MEND
+                code = console.refuse(path, shown)
                 continue
             (answer, familiar), end = next(said), shown.end
             span = {} if end is None else {"start": round(shown.start, 3), "end": round(end, 3)}
@@ -156,10 +154,9 @@ def _say(
     yield from zip(said, (lm.surprise(tokens) <= lm.config.familiar).tolist(), strict=True)
 
 
-def in_batches(
-    shown: Iterable[tuple[Path, Shown | Exception]], size: int
-) -> Iterator[list[tuple[Path, Shown | Exception]]]:
-    found = iter(shown)
+def grouped(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """So many at a time, the last ones as many as are left."""
+    found = iter(items)
     while group := list(itertools.islice(found, size)):
         yield group
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tasks.console import DONE, USER_CAN_MEND, Console, one_line, user_can_mend
+from tasks.console import DONE, Console
 from tasks.files import claim_folder, find_clips
 from tasks.options import Device, Inputs, Json, Model, Overwrite, check_device
-from tasks.reading import Batch, Detail, Every, in_batches, shown_clips
+from tasks.reading import Batch, Detail, Every, grouped, shown_clips
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,15 +47,11 @@ def index(
         coarse = check_detail(coarse, tokenizer.num_levels, "--detail")
         ids, names, code = [], [], DONE
         clips = shown_clips(paths, config.num_frames, config.size, every)
-        for group in in_batches(console.track(clips, "clips"), batch):
+        for group in grouped(console.track(clips, "clips"), batch):
             good = []
             for path, shown in group:
                 if isinstance(shown, Exception):
-                    if not user_can_mend(shown):
-                        raise shown
-                    console.fault(shown)
-                    console.emit({"input": str(path), "error": one_line(shown)})
-                    code = USER_CAN_MEND
+                    code = console.refuse(path, shown)
                 else:
                     good.append(shown.video)
                     names.append(str(path) if shown.end is None else f"{path} {shown.start:g}-{shown.end:g} s")

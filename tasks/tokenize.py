@@ -116,8 +116,7 @@ class _Work:
     def __call__(self, samples: Iterable[Sample]) -> Iterator[Made]:
         import tempfile
 
-        from tasks.console import one_line, user_can_mend
-        from tasks.corpus import Made, as_file, to_bytes
+        from tasks.corpus import Made, as_file, to_bytes, unreadable
 
         for sample in samples:
             try:
@@ -126,9 +125,7 @@ class _Work:
                     tokens.save(Path(folder) / SUFFIX)
                     data = (Path(folder) / SUFFIX).read_bytes()
             except (OSError, ValueError) as error:
-                if not user_can_mend(error):
-                    raise
-                yield Made(sample.key, {"json": to_bytes(sample.fields() | {"error": one_line(error)})}, broken=True)
+                yield unreadable(sample, error)
                 continue
             fields = sample.fields() | {"frames": tokens.num_frames, "tokens": tokens.num_tokens()}
             yield Made(sample.key, {"json": to_bytes(fields), SUFFIX: data})

@@ -12,7 +12,8 @@ import torch
 from lm.backbone import LMConfig, make_backbone
 from lm.model import PyramidLM
 from lm.reading import log_likelihoods, read
-from lm.train import LMTraining, TrainLMConfig, _teachable
+from lm.train import LMTraining, TrainLMConfig
+from lm.train_data import teachable
 from lm.vocabulary import train_text_tokenizer
 from pyramid.data.folder import FolderDataset
 from pyramid.data.grammar import either
@@ -187,13 +188,13 @@ def test_questions_of_a_folder(tmp_path):
     (tmp_path / "metadata.jsonl").write_text(json.dumps(row) + "\n" + json.dumps({"file_name": "b.mp4"}) + "\n")
     dataset = FolderDataset(tmp_path, 9, (32, 32))
     assert [clip.questions for clip in dataset.clips] == [(("what is it?", "a star"),), ()]
-    assert "ask" in _teachable(dataset) and "ask" in _teachable(ShapesDataset(preset("mini")))
+    assert "ask" in teachable(dataset) and "ask" in teachable(ShapesDataset(preset("mini")))
     for wrong in ("what?", [["what?"]], [["what?", 3]], {"what?": "that"}):
         (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.mp4", "questions": wrong}))
         with pytest.raises(ValueError, match=r'line 1: expected "questions" to be a list of \[question, answer\], got'):
             FolderDataset(tmp_path, 9, (32, 32))
     (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "b.mp4"}))
-    assert "ask" not in _teachable(FolderDataset(tmp_path, 9, (32, 32)))
+    assert "ask" not in teachable(FolderDataset(tmp_path, 9, (32, 32)))
 
 
 def test_what_is_unlike_surprises(lm, tokens):

@@ -11,7 +11,8 @@ from lm.backbone import LMConfig
 from lm.decoding import TextWarning
 from lm.gates import LMGateConfig
 from lm.model import PyramidLM
-from lm.train import LMTraining, TrainLMConfig, _texts, _warn_of_cut, check_gates, make_lm, train_lm
+from lm.train import LMTraining, TrainLMConfig, check_gates, make_lm, train_lm
+from lm.train_data import texts_of, warn_of_cut
 from pyramid.config import load
 from pyramid.data.recode import RecodedClips
 from pyramid.data.shapes import ShapesDataset, preset
@@ -145,7 +146,7 @@ def test_sentences_of_shapes_are_had_without_rendering(monkeypatch):
     dataset = ShapesDataset(preset("mini"))
     items = dataset.__getitems__([0, 1])
     monkeypatch.setattr("pyramid.data.shapes._render", None)
-    texts = _texts(RecodedClips(dataset))
+    texts = texts_of(RecodedClips(dataset))
     assert texts[:4] == [item[name] for item in items for name in ("caption", "paraphrase")]
     assert texts[4096 : 4096 + len(items[0]["questions"]) * 2] == [t for pair in items[0]["questions"] for t in pair]
 
@@ -154,7 +155,7 @@ def test_captions_that_are_cut_are_counted(config):
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, max_text=8))
     lm = make_lm(config, PyramidTokenizer.from_pretrained(config.tokenizer), ["a red star"])
     with pytest.warns(TextWarning, match=r"1 of 2 captions are cut at max_text=8 tokens, the longest has \d\d"):
-        _warn_of_cut(["a red star", "something else altogether"], lm)
+        warn_of_cut(["a red star", "something else altogether"], lm)
 
 
 def test_a_missing_tokenizer_is_named(config, tmp_path):
