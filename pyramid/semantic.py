@@ -6,8 +6,10 @@ semantic.objective=independent semantic.teacher=clip semantic.model=FOLDER seman
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -29,6 +31,9 @@ class SemanticConfig:
     """`objective`: see `losses.py`; "set+average" adds the average with weight `average`. `teacher`: "caption", "label"
     (the names of classes) or "clip". `model`: folder or hub id, of the CLIP model, or of the text model that places
     captions and labels (the one that the word table was made with; without it a text is the mean of its words).
+    `ignore`: words that are never asked for, such as those that all captions have. `class_words`: a JSON file of words
+    that each class (the batch's "label") is told by besides, {"label": ["word", ...]}, for classes whose names say
+    nothing of how they look; `pyramid data classes` writes one.
     `thresholds` of the scores, one a word level, the last for all beyond (SPAE's, coarse first). `temperature` of the
     word probabilities, `contrast` of the average's logits. `prompt`: what CLIP is told for a word. `dynamic`: the
     weight follows the other terms (`dynamic_weight`)."""
@@ -36,6 +41,8 @@ class SemanticConfig:
     objective: Objective = "set"
     teacher: TeacherName = "caption"
     model: str | None = None
+    ignore: tuple[str, ...] = ()
+    class_words: str | None = None
     thresholds: tuple[float, ...] = (0.98, 0.95, 0.9, 0.85, 0.8)
     temperature: float = 0.1
     average: float = 0.3
@@ -74,6 +81,9 @@ class SemanticObjective:
     def __init__(self, config: SemanticConfig, table: WordTable) -> None:
         self.config = config
         self.teacher = make_teacher(config, table)
+        ids = {word: index for index, word in enumerate(table.words)}
+        self.ignored = {ids[word] for word in config.ignore if word in ids}
+        self.class_words = load_class_words(config.class_words, ids) if config.class_words else {}
 
     def to(self, device: torch.device) -> SemanticObjective:
         self.teacher.to(device)
@@ -82,7 +92,11 @@ class SemanticObjective:
     def lesson(self, batch: Batch, num_positions: int) -> Lesson:
         """What the word positions of a chunk, so many, are to say of each clip."""
         vectors = self.teacher.embed(batch)
-        return Lesson(self.teacher.word_sets(batch, num_positions, vectors), vectors)
+        sets = self.teacher.word_sets(batch, num_positions + len(self.ignored), vectors)
+        labels = batch.get("label") if self.class_words else None
+        own = [self.class_words.get(label, []) for label in labels] if labels else [[] for _ in sets]
+        kept = [[word for word in words if word not in self.ignored] for words in sets]
+        return Lesson([(words + more)[:num_positions] for words, more in zip(kept, own, strict=True)], vectors)
 
     def __call__(
         self, queries: Sequence[Tensor], embeddings: Tensor, lesson: Lesson, frames: Tensor
@@ -111,6 +125,21 @@ class SemanticObjective:
         """(B, K) of the whole clip, or of each region where the level has several and the teacher knows of them."""
         regions = self.teacher.regions(frames, grid) if grid.numel() > 1 else None
         return self.teacher.scores(lesson.vectors if regions is None else regions)
+
+
+def load_class_words(path: str | Path, ids: Mapping[str, int]) -> dict[str, list[int]]:
+    """The words of each class as ids. Raises FileNotFoundError, or ValueError for a file of another form, or a word
+    that the table lacks."""
+    try:
+        classes = json.loads(Path(path).read_text(encoding="utf8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: expected JSON of the words of each class, got {error}") from None
+    if not isinstance(classes, dict) or not all(isinstance(words, list) for words in classes.values()):
+        raise ValueError(f'{path}: expected {{"label": ["word", ...], ...}}, got something else')
+    unknown = sorted({str(word) for words in classes.values() for word in words if word not in ids})
+    if unknown:
+        raise ValueError(f"{path}: expected words of the table, got {len(unknown)} others, such as {unknown[0]!r}")
+    return {label: [ids[word] for word in words] for label, words in classes.items()}
 
 
 def make_teacher(config: SemanticConfig, table: WordTable) -> Teacher:

@@ -233,6 +233,19 @@ class PyramidTokenizer(nn.Module):
         pixels, _ = self.decoder(torch.cat(kept, dim=2), detail)
         return TrainingOutput(pixels, chunks)
 
+    def read_words(self, video: Tensor) -> list[list[Tensor]]:
+        """For training: what the word levels of each chunk are read to be before they are words, points (B, t, h, w, E)
+        of the table's space; video as `forward`. Raises ValueError for a tokenizer without a reader."""
+        if self.reader is None:
+            raise ValueError("PyramidTokenizer.read_words: expected levels of words and a reader_depth of at least 1")
+        features = self.encoder(video.to(self.device, self.dtype)).features
+        step = self.config.chunk_frames // self.config.time_stride
+        chunks = []
+        for part in features.split(chunk_lengths(features.shape[1], step), dim=1):
+            levels = self.levels.pyramid(part.shape[1:4]).levels
+            chunks.append(self.reader(part, [levels[index].grid for index in self.word_levels]))
+        return chunks
+
     # ------------------------------------------------------------------------------------------ inference
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import lightning
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from pyramid.adversarial import Adversary, AdversaryConfig
 from pyramid.collapse import CollapseWarning, CollapseWatch, sentence
 from pyramid.data.datamodule import ClipData
+from pyramid.data.jitter import jitter
 from pyramid.data.sources import DataConfig, make_datasets
 from pyramid.distributed import all_ranks, gather_objects, gather_rows, mean_over_ranks, my_rows, num_ranks, rank
 from pyramid.gates import Gate, GateConfig, climb
@@ -81,7 +83,9 @@ class LossConfig:
 class TrainTokenizerConfig:
     """The whole of a tokenizer run. `run`: length, batch and optimizer; `words`: the word table, a file that `pyramid
     data words` wrote, by default the one that ships; `initialize`: a model folder to start from, whose config and words
-    then take the place of `model` and `words`."""
+    then take the place of `model` and `words`. `learns`: "words" trains the encoder and the reader of words on their
+    meaning alone, "reader" that reader alone (`train_words.py`): nothing is decoded, and a step is five times as short;
+    a run that learns all comes after, for what a pixel looks like hangs on the words."""
 
     model: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -93,6 +97,7 @@ class TrainTokenizerConfig:
     gates: GateConfig = field(default_factory=GateConfig)
     words: str | None = None
     initialize: str | None = None
+    learns: Literal["all", "words", "reader"] = "all"
 
 
 class TokenizerTraining(TrainingModule):
@@ -164,13 +169,25 @@ class TokenizerTraining(TrainingModule):
         """One pass, each clip at a detail of its own; and the video (B, 3, T, H, W) that was to come out: the clips or,
         in a share of the steps, one frame of each."""
         self._anneal()
-        video, seen = batch["video"], batch.get("seen", batch["video"])
+        video, seen = self.jittered(batch)
         generator = self.generator(_IMAGES)
         if torch.rand((), generator=generator) < self.config.data.image_share:
             frame = int(torch.randint(video.shape[2], (), generator=generator))
             video, seen = video[:, :, frame : frame + 1], seen[:, :, frame : frame + 1]
         video = self._whole_chunks(video)
         return self.tokenizer(self._whole_chunks(seen), self.sample_detail(len(video))), video
+
+    def jittered(self, batch: dict) -> tuple[Tensor, Tensor]:
+        """The clips of a batch and what is seen of them, moved as `data.jitter` says."""
+        video, seen, strength = batch["video"], batch.get("seen"), self.config.data.jitter
+        generator = torch.Generator().manual_seed(int(torch.randint(1 << 62, ()))) if strength else None
+        state = generator.get_state() if generator is not None else None
+        moved = jitter(video, strength, generator)
+        if seen is None:
+            return moved, moved
+        if generator is not None:
+            generator.set_state(state)
+        return moved, jitter(seen, strength, generator)
 
     def total(self, out: TrainingOutput, video: Tensor, batch: dict) -> Tensor:
         """The tokenizer's loss, scalar; logs its terms."""
@@ -215,23 +232,30 @@ class TokenizerTraining(TrainingModule):
         terms["quantizer"] = sum(loss for chunk in out.chunks for loss in chunk.losses)
         terms["latent"] = torch.stack([_latent_loss(chunk) for chunk in out.chunks]).sum()
         terms["semantic"], terms["words_hit"] = video.new_zeros(()), 0.0
-        if self.semantic is None:
-            return terms
+        if self.semantic is not None:
+            levels = self.tokenizer.word_levels
+            queries = [[chunk.queries[level] for level in levels] for chunk in out.chunks]
+            terms["semantic"], terms["words_hit"] = self.meaning(queries, video, batch)
+        return terms
+
+    def meaning(self, queries: Sequence[Sequence[Tensor]], video: Tensor, batch: dict) -> tuple[Tensor, float]:
+        """The semantic loss, scalar, of what the word levels of each chunk were asked for, and `words_hit`."""
+        assert self.semantic is not None
         levels = self.tokenizer.word_levels
         embeddings = self.tokenizer.levels.levels[levels[0]].quantizer.embeddings
         step = self.tokenizer.config.chunk_frames
         frames = [video[:, :, :1], *video[:, :, 1:].split(step, dim=2)] if video.shape[2] > 1 else [video]
+        total, hit = video.new_zeros(()), 0.0
         with self.exact():
             # Those of a whole chunk: a single frame has fewer, and its assignment takes what it shows best.
             whole_chunk = self.tokenizer.pyramids(1 + step, *video.shape[3:])[-1]
             num_positions = sum(whole_chunk.levels[level].count for level in levels)
             lesson = self.semantic.to(self.device).lesson(batch, num_positions)  # gates and forecasts have no trainer
-            for index, (chunk, pixels) in enumerate(zip(out.chunks, frames, strict=True)):
-                queries = [chunk.queries[level].float() for level in levels]
-                loss, terms["words_hit"] = self.semantic(queries, embeddings, lesson, pixels)
-                whole = index or len(out.chunks) == 1  # beside the others, one frame does not show it all
-                terms["semantic"] = terms["semantic"] + loss * (1.0 if whole else self.config.loss.semantic_first)
-        return terms
+            for index, (chunk, pixels) in enumerate(zip(queries, frames, strict=True)):
+                loss, hit = self.semantic([query.float() for query in chunk], embeddings, lesson, pixels)
+                whole = index or len(queries) == 1  # beside the others, one frame does not show it all
+                total = total + loss * (1.0 if whole else self.config.loss.semantic_first)
+        return total, hit
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
         with self.exact():
@@ -361,8 +385,10 @@ def train_tokenizer(
 
 def prepare(config: TrainTokenizerConfig) -> tuple[TokenizerTraining, ClipData]:
     """The module and the clips of a run, from its seed. Raises ValueError for a config that does not fit the data."""
+    from pyramid.train_words import WordTraining
+
     lightning.seed_everything(config.run.seed, verbose=False)
-    module = TokenizerTraining(config)
+    module = TokenizerTraining(config) if config.learns == "all" else WordTraining(config)
     model, run = module.tokenizer.config, config.run
     train, val = make_datasets(config.data, model.num_frames, model.size, model.fps)
     return module, ClipData(train, val, batch_size=run.batch_size, num_workers=run.num_workers, seed=run.seed)
@@ -372,7 +398,7 @@ def check_gates(config: TrainTokenizerConfig, report: Callable[[Gate], None]) ->
     """The ladder before a run (`gates.py`): its clips, then one and sixteen of them by heart; a model each, from the
     run's seed. `report` is called with each gate that is passed. Raises GateError at the first that is not."""
     loss = replace(config.loss, unquantized=0.0, full_detail=1.0, perceptual=0.0, adversarial=0.0)
-    plain = replace(config, loss=loss, data=replace(config.data, image_share=0.0))
+    plain = replace(config, loss=loss, data=replace(config.data, image_share=0.0, jitter=0.0), learns="all")
 
     def make_module() -> TokenizerTraining:
         return prepare(plain)[0].to(training_device(plain.run.device))

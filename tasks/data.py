@@ -1,5 +1,5 @@
-"""`pyramid data`: what training reads, made from other things: folders of clips, word tables (`word_table.py`), and
-tokens (`token_folder.py`).
+"""`pyramid data`: what training reads, made from other things: folders of clips, word tables (`word_table.py`), words
+of classes (`class_words.py`), and tokens (`token_folder.py`).
 
 `omniglot`: handwriting. OUT/train and OUT/val hold a clip a drawing (or several, `--variants`), OUT/metadata.jsonl a
 line a clip: the fields that `pyramid.data.folder` reads, and beside them what is known about the drawing. Clips are
@@ -27,7 +27,7 @@ from zipfile import ZipFile
 
 import typer
 
-from tasks import token_folder, word_table
+from tasks import class_words, token_folder, word_table
 from tasks.console import DONE, USER_CAN_MEND, Console, one_line
 from tasks.files import claim_folder
 from tasks.options import Json, Out, Overwrite, Seed, parse_size
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Make what training reads: folders of clips, word tables, tokens.", no_args_is_help=True)
 app.command()(word_table.words)
+app.command()(class_words.classes)
 app.command()(token_folder.tokens)
 
 _METADATA = "metadata.jsonl"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tasks import evaluate_lm, evaluate_understanding
+from tasks import evaluate_episodes, evaluate_lm, evaluate_understanding
 from tasks.console import DONE, USER_CAN_MEND, Console
 from tasks.files import claim_folder, write_evaluation
 from tasks.models import load_tokenizer, part_of
@@ -29,6 +29,7 @@ app = typer.Typer(help="Score a model on held-out clips, with the protocol.", no
 
 app.command()(evaluate_lm.lm)
 app.command()(evaluate_understanding.understanding)
+app.command()(evaluate_episodes.episodes)
 
 SHIPPED = "default"  # the word for the shipped model
 _NAME = "evaluation"

@@ -32,13 +32,15 @@ Part = Literal["held_out", "train"]
 @dataclass(frozen=True, eq=False)
 class HeldOutClip:
     """`video` (3, T, H, W) in [-1, 1], of which the first `num_valid` frames are the clip's own; `labels`: the class of
-    each target that the clip has; `says`: what its caption says, each thing as the words that name it."""
+    each target that the clip has; `says`: what its caption says, each thing as the words that name it; `caption`: of a
+    clip of files."""
 
     index: int
     video: Tensor
     num_valid: int
     labels: dict[str, str]
     says: tuple[frozenset[str], ...] = ()
+    caption: str = ""
 
 
 class Source(Protocol):
@@ -180,7 +182,7 @@ class ClipsSource:
             return None
         labels = {name: label for name in self.classes if (label := _label(clip, name)) is not None}
         says = tuple(frozenset([word]) for word in content_words(item["caption"]))
-        return HeldOutClip(index, item["video"], item["num_valid"], labels, says)
+        return HeldOutClip(index, item["video"], item["num_valid"], labels, says, item["caption"])
 
     def describe(self) -> dict[str, Any]:
         dataset = self.held_out

@@ -82,6 +82,11 @@ class Learner:
         self.learning_rate = learning_rate
         self.num_steps = 0
 
+    @property
+    def progress(self) -> float:
+        """From 0 to 1."""
+        return self.schedule.progress(self.num_steps)
+
     def steps(self) -> Iterator[int]:
         """The number of each step, from 1, until the time is up."""
         self.schedule.start()

@@ -38,7 +38,7 @@ CLIP_SUFFIXES = frozenset(
     ".mts .mxf .ogv .png .ts .vob .webm .webp .wmv .y4m".split()
 )
 POLICIES = ("skip", "raise")
-CROPS = ("random", "center", "start")
+CROPS = ("random", "center", "start", "end")
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class FolderDataset(Dataset):
             it and leaves it out from then on (`num_broken`, `summary`).
         split: which split; None for all.
         metadata: a JSON-lines file, instead of `metadata.jsonl`.
-        crop: "random", "center" or "start"; by default random unless `split` is something other than "train".
+        crop: "random", "center", "start" or "end"; by default random unless `split` is something other than "train".
         clips: these clips, in the place of those that `root` and its metadata name.
         seed: of the random crops.
 
@@ -270,7 +270,7 @@ class FolderDataset(Dataset):
         """Where in its room to move the crop starts, in [0, 1]."""
         if self.crop == "random":
             return np.random.default_rng((self.seed, int(self._epoch), index)).random()
-        return 0.5 if self.crop == "center" else 0.0
+        return {"start": 0.0, "center": 0.5, "end": 1.0}[self.crop]
 
     def _read_video(self, path: Path, place: float) -> Tensor:
         shape: dict[str, Any] = {"num_frames": self.num_frames, "fps": self.fps, "size": self.size, "fit": self.fit}

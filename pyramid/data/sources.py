@@ -24,7 +24,9 @@ class DataConfig:
     model's, 1 for images, of which as many pixels teach what things look like sooner (docs/experiments.md);
     `recoded`: share of the training clips of shapes that the encoder sees as a video codec leaves them (`recode.py`);
     those of a folder were files already; `image_share`: share of the steps of a tokenizer's training on one frame of
-    each clip, which is an image. Stills among the clips of a folder are clips that stand still."""
+    each clip, which is an image; `crop`: where in the clips of a folder training takes its frames, "random", "center",
+    "start" or "end"; `jitter`: how much training clips are turned, scaled and shifted (`jitter.py`), 0 to 1. Stills
+    among the clips of a folder are clips that stand still."""
 
     source: Literal["shapes", "folder"] = "shapes"
     preset: str = "mini"
@@ -34,6 +36,8 @@ class DataConfig:
     num_frames: int | None = None
     recoded: float = 0.0
     image_share: float = 0.0
+    crop: Literal["random", "center", "start", "end"] = "random"
+    jitter: float = 0.0
     path: str | None = None
     metadata: str | None = None
     fit: Literal["crop", "pad", "stretch"] = "crop"
@@ -42,7 +46,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.source == "folder" and self.path is None:
             raise ValueError("path: a folder of clips is needed for source=folder, got none")
-        for name in ("recoded", "image_share"):
+        for name in ("recoded", "image_share", "jitter"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: expected a share from 0 to 1, got {getattr(self, name)}")
         for name in ("num_clips", "num_val", "num_frames"):
@@ -67,7 +71,7 @@ def make_datasets(config: DataConfig, num_frames: int, size: tuple[int, int], fp
     shape: dict[str, Any] = {"num_frames": config.num_frames or num_frames, "size": size, "fps": fps, "fit": config.fit}
     shape |= {"policy": config.policy, "metadata": config.metadata, "seed": config.seed}
     root = Path(config.path or "")
-    everything = FolderDataset(root, crop="random", **shape)
+    everything = FolderDataset(root, crop=config.crop, **shape)
     by_split: dict[str | None, list[int]] = {}
     for index, clip in enumerate(everything.clips):
         split = "val" if clip.split == "validation" else clip.split

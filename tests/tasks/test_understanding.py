@@ -49,6 +49,7 @@ def test_what_is_right_counts(clips, right):
 
 def test_the_command(capsys, tmp_path):
     args = ["evaluate", "understanding", "mini", "--clips", "16", "--detail", "1,2", "--seeds", "2"]
+    args += ["--minutes", "0"]
     assert cli.main([*args, "--out", str(tmp_path / "out"), "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     captions = [row for row in rows if row.get("of") == "captions"]

@@ -1,0 +1,132 @@
+"""Omniglot's one-shot benchmark: in each of 20 runs, 20 pictures of characters, one of each of 20 kinds, and the 20
+pictures they are to be matched to, by other drawers; alphabets that nothing was trained on (Lake, Salakhutdinov and
+Tenenbaum, Science 2015). `read_runs` reads the set's `all_runs.zip`, `error` scores a way of telling which is nearest.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from pyramid.tokenizer import PyramidTokenizer
+from pyramid.tokens import TokenPyramid
+from tasks.class_reading import LabelledClips, Row
+from tasks.classifiers import CodeClassifier, Fitted
+
+RUNS = 20
+_DARKER = 1.6  # lines of the pictures are a pixel wide once they are small
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """`asked`, `known` (20, 3, H, W) in [-1, 1]; `truth` (20,): which of `known` each of `asked` is."""
+
+    asked: Tensor
+    known: Tensor
+    truth: Tensor
+
+
+def read_runs(archive: Path, size: tuple[int, int]) -> list[Run]:
+    """Raises FileNotFoundError, or ValueError for a file that is not this benchmark."""
+    if not archive.is_file():
+        raise FileNotFoundError(f"{archive}: expected all_runs.zip of Omniglot, found nothing")
+    runs = []
+    try:
+        with zipfile.ZipFile(archive) as file:
+            for number in range(1, RUNS + 1):
+                folder = f"run{number:02d}"
+                lines = file.read(f"{folder}/class_labels.txt").decode("ascii").split()
+                asked, known = lines[::2], sorted(set(lines[1::2]))
+                first, second = (
+                    torch.stack([_picture(file, name, size) for name in names]) for names in (asked, known)
+                )
+                runs.append(Run(first, second, torch.tensor([known.index(name) for name in lines[1::2]])))
+    except (zipfile.BadZipFile, KeyError, UnicodeDecodeError) as error:
+        raise ValueError(f"{archive}: expected all_runs.zip of Omniglot, got another file ({error})") from None
+    return runs
+
+
+def _picture(file: zipfile.ZipFile, name: str, size: tuple[int, int]) -> Tensor:
+    """(3, H, W): black on white."""
+    with Image.open(io.BytesIO(file.read(name))) as image:
+        ink = 1 - torch.from_numpy(np.array(image.convert("L"), dtype=np.float32)) / 255
+    ink = nn.functional.interpolate(ink[None, None], size, mode="area")[0] * _DARKER
+    return (1 - 2 * ink.clamp(0, 1)).expand(3, -1, -1)
+
+
+@torch.inference_mode()
+def run_tokens(tokenizer: PyramidTokenizer, run: Run, num_frames: int) -> tuple[TokenPyramid, TokenPyramid]:
+    """The pictures as clips: white paper, then the finished character, as clips of writing end."""
+    tokens = []
+    for pictures in (run.asked, run.known):
+        video = pictures[:, :, None].repeat(1, 1, num_frames, 1, 1)
+        video[:, :, 0] = 1.0
+        tokens.append(tokenizer.encode(video))
+    return tokens[0], tokens[1]
+
+
+def error(
+    runs: Sequence[tuple[TokenPyramid, TokenPyramid, Tensor]], vectors: Callable[[TokenPyramid], Tensor]
+) -> float:
+    """Share of the pictures that are matched wrongly where the nearest is taken by cosine, `vectors` (20, F) less the
+    mean of a run's."""
+    wrong = []
+    for asked, known, truth in runs:
+        a, b = vectors(asked), vectors(known)
+        mean = torch.cat([a, b]).mean(dim=0)
+        likeness = nn.functional.normalize(a - mean, dim=1) @ nn.functional.normalize(b - mean, dim=1).T
+        wrong.append((likeness.argmax(dim=1) != truth.to(likeness.device)).float().mean())
+    return float(torch.stack(wrong).mean())
+
+
+def score_one_shot(
+    tokenizer: PyramidTokenizer,
+    archive: Path,
+    fitted: Mapping[int, Fitted],
+    train: LabelledClips,
+    details: Sequence[int],
+    seed: int = 0,
+) -> list[Row]:
+    """Errors at each detail: by the nearest codes as they are; by the nearest vector that a classifier, fitted on other
+    alphabets, makes of the codes of the last chunk alone. And by pixels, and by chance."""
+    runs = read_runs(archive, tokenizer.config.size)
+    num_frames = train.pixels.shape[2]
+    tokens = [(*run_tokens(tokenizer, run, num_frames), run.truth) for run in runs]
+    pixels = [
+        float((torch.cdist(run.asked.flatten(1), run.known.flatten(1)).argmin(dim=1) != run.truth).float().mean())
+        for run in runs
+    ]
+    rows: list[Row] = [{"of": "chance", "error": 1 - 1 / len(runs[0].known)}]
+    rows.append({"of": "nearest pixels", "error": sum(pixels) / len(pixels)})
+    for detail in details:
+        model = cast(CodeClassifier, fitted[detail].model)
+        last = len(tokens[0][0].ids) - 1
+        count = tokens[0][0].pyramids[last].offsets[detail]
+        row = {"detail": detail, "tokens_of_last_chunk": count}
+        rows.append({"of": "nearest code", **row, "error": error(tokens, partial(_codes, tokenizer, detail))})
+        read = partial(_vectors, model, detail, last)
+        rows.append({"of": "read from codes", **row, "error": error(tokens, read)})
+    return rows
+
+
+@torch.inference_mode()
+def _codes(tokenizer: PyramidTokenizer, detail: int, tokens: TokenPyramid) -> Tensor:
+    """Codes of the last chunk, side by side."""
+    levels: Any = tokenizer.levels.levels
+    ids = tokens.ids[-1][:detail]
+    return torch.cat([levels[k].quantizer.ids_to_codes(part).float().flatten(1) for k, part in enumerate(ids)], dim=1)
+
+
+@torch.inference_mode()
+def _vectors(model: CodeClassifier, detail: int, chunk: int, tokens: TokenPyramid) -> Tensor:
+    return model.vectors(tokens.truncate(detail).flatten(), [chunk]).float()
