@@ -10,6 +10,7 @@ Each beside what looks at no clip, and what learns nothing.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -103,11 +104,11 @@ def understanding(
 def _lm_of(model: str, device: str) -> PyramidLM | None:
     """None of a model that is a tokenizer alone. Raises FileNotFoundError where there is neither."""
     try:
-        part_of(model, "lm")
+        folder = part_of(model, "lm")
     except FileNotFoundError:
-        part_of(model, "tokenizer")
         return None
-    return load_lm(model, device)
+    alone = folder == part_of(model, "tokenizer") and json.loads((folder / "config.json").read_text(encoding="utf8"))
+    return None if alone and alone.get("format") == "pyramid.tokenizer" else load_lm(model, device)
 
 
 def _read_shapes(lm: PyramidLM, details: Sequence[int], clips: int, seeds: range, report: _Report) -> None:

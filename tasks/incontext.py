@@ -50,6 +50,9 @@ def incontext(
     finish: Annotated[
         bool, typer.Option("--finish/--words-only", help="Of generate: write the finer levels by our own model.")
     ] = True,
+    mend: Annotated[
+        int, typer.Option("--mend", min=0, help="Of generate: how often each level is looked over (denoising).")
+    ] = 0,
     base_url: Annotated[
         str | None, typer.Option("--base-url", help="A server with OpenAI's interface; its key in OPENAI_API_KEY.")
     ] = None,
@@ -85,7 +88,7 @@ def incontext(
             claim([out], overwrite)
             lm = _finisher(model, device) if finish else None
             return _generate(
-                setting, " ".join(given), setting.choose(known, shots), connect(), spending, lm, out, overwrite
+                setting, " ".join(given), setting.choose(known, shots), connect(), spending, lm, mend, out, overwrite
             )
         from lm.incontext import answer_prompt, read_caption, read_label
 
@@ -117,18 +120,23 @@ def _generate(
     llm: LanguageModel,
     spending: _Spending,
     lm: PyramidLM | None,
+    mend: int,
     out: Path,
     overwrite: bool,
 ) -> int:
-    """The language model writes the words, level by level; ours the finer levels."""
+    """The language model writes the words, level by level, and looks each level over `mend` times; ours the finer
+    levels."""
     from lm.editing import whole
-    from lm.incontext import read_words, words_prompt
+    from lm.incontext import denoising_prompt, read_words, words_prompt
     from tasks.writing import write_pieces
 
     table, counts = setting.tokenizer.table, setting.counts
     assert table is not None
     likely = [["word"] * count for count in counts]
     asked = [(words_prompt(examples, prompt, k, counts, likely), _WORD * count) for k, count in enumerate(counts)]
+    shown = [example.words for example in examples]
+    levels = range(len(counts))
+    asked += [(denoising_prompt(shown, likely, k, table), _WORD * counts[k]) for k in levels] * mend
     spending.check(llm, asked, setting.console)
     words: list[list[str]] = []
     exact: list[int] = []
@@ -137,6 +145,12 @@ def _generate(
         said, known = read_words(reply, table, count)
         words.append(said)
         exact.append(known)
+    for turn in range(mend):
+        for level in levels:
+            text = denoising_prompt(shown, words, level, table, setting.seed + turn)
+            said, known = read_words(llm.complete(text, _WORD * counts[level]), table, counts[level])
+            if known:  # what says nothing mends nothing
+                words[level], exact[level] = said, known
     video = setting.draw(words, lm, prompt)
     write_pieces(out, whole(video), setting.tokenizer.config.fps, setting.console, overwrite)
     record = {"output": str(out), "prompt": prompt, "words": words, "words_said": exact, "llm": llm.name}

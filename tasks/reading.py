@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -102,7 +103,7 @@ def read_clips(
         what = f"{config.num_frames} frames of every {every:g} s"
     levels = f"at detail {detail} of {lm.num_levels}"
     console.note(f"reading {what}, cropped to {config.height}x{config.width}, {levels}")
-    code, strange, total = DONE, 0, 0
+    code, strange, total, begin = DONE, 0, 0, time.monotonic()
     cues: dict[Path, list[tuple[float, float, Said]]] = {}
     for group in grouped(shown_clips(paths, config.num_frames, config.size, every), how.batch):
         good = [shown for _, shown in group if isinstance(shown, Shown)]
@@ -125,6 +126,10 @@ def read_clips(
             console.emit(record, "\n".join([f"{path}:{times} {answer.text}{sure}{unlike}", *answer.lines]))
             if end is not None:
                 cues.setdefault(path, []).append((shown.start, end, answer))
+    if total > 1:
+        seconds = time.monotonic() - begin
+        counted = "clips" if every is None else "windows"
+        console.note(f"{total} {counted} in {seconds:.1f} s, {total / seconds:.1f} a second, files read and model run")
     if strange:
         console.note(
             f"unknown domain: {strange} of {total} are unlike what this model was trained on; what it says of them may "

@@ -89,7 +89,20 @@ def test_a_clip_is_made_of_its_words(capsys, clips, llm, tmp_path):
     assert code == 0 and [len(level) for level in row["words"]] == [2, 8]
     info = probe(tmp_path / "clip.mkv")
     assert (info.width, info.height) == (32, 32)
-    assert len(list((tmp_path / "replies").rglob("*.json"))) == 2  # a request a level
+    replies = list((tmp_path / "replies").rglob("*.json"))
+    assert len(replies) == 2  # a request a level
+    code, lines, _ = run(capsys, *arguments("generate", clips, llm, tmp_path, *more, "--mend", 1, "--overwrite"))
+    asked = [json.loads(path.read_text()) for path in (tmp_path / "replies").rglob("*.json")]
+    mended = [request for request in asked if "disturbed" in request["prompt"]]
+    assert code == 0 and len(asked) == 4 and len(mended) == 2  # each level is looked over
+    mended[0]["reply"] = " red star red star red star red star"
+    level = 1 if "layer 2 is disturbed" in mended[0]["prompt"].lower() else 0
+    path = next(
+        p for p in (tmp_path / "replies").rglob("*.json") if json.loads(p.read_text())["prompt"] == mended[0]["prompt"]
+    )
+    path.write_text(json.dumps(mended[0]))
+    _, lines, _ = run(capsys, *arguments("generate", clips, llm, tmp_path, *more, "--mend", 1, "--overwrite"))
+    assert json.loads(lines[0])["words"][level] == (["red", "star"] * 4)[: 8 if level else 2]
 
 
 @pytest.mark.parametrize(
