@@ -211,7 +211,7 @@ def test_missing_and_empty_folders(tmp_path):
     [
         ({"num_frames": 0}, "num_frames must be at least 1, got 0"),
         ({"policy": "ignore"}, "policy must be one of skip, raise, got 'ignore'"),
-        ({"crop": "left"}, "crop must be one of random, center, start, got 'left'"),
+        ({"crop": "left"}, "crop must be one of random, center, start, end, got 'left'"),
         ({"fit": "zoom"}, "fit must be one of crop, pad, stretch"),
         ({"size": (0, 1)}, "size must be"),
         ({"fps": 0}, "fps must be positive, got 0"),
