@@ -76,6 +76,8 @@ def test_rate_and_crops(root):
     assert numbers(FolderDataset(root, **SHAPE, fps=4, crop="start")[0]) == [0, 2, 4, 6]
     assert numbers(FolderDataset(root, **SHAPE, fps=4, crop="center")[0]) == [6, 8, 10, 12]
     assert numbers(FolderDataset(root, **SHAPE, crop="center")[0]) == [8, 9, 10, 11]
+    assert numbers(FolderDataset(root, **SHAPE, crop="end")[0]) == [16, 17, 18, 19]
+    assert numbers(FolderDataset(root, **SHAPE | {"num_frames": 1}, crop="end")[0]) == [19]
 
 
 def test_random_crops_depend_on_seed_epoch_and_index_alone(root):
