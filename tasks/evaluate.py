@@ -18,7 +18,7 @@ from tasks import evaluate_episodes, evaluate_lm, evaluate_understanding
 from tasks.console import DONE, USER_CAN_MEND, Console
 from tasks.files import claim_folder, write_evaluation
 from tasks.models import load_tokenizer, part_of
-from tasks.options import MAX_SEED, Device, Json, Overwrite, Seed, check_device, parse_size
+from tasks.options import MAX_SEED, Device, Figures, Json, Overwrite, Seed, check_device, parse_size
 
 if TYPE_CHECKING:
     from pyramid.tokenizer import PyramidTokenizer
@@ -83,10 +83,7 @@ def tokenizer(
         bool, typer.Option("--rounding/--no-rounding", help="Round clips and reconstructions to 8 bits.")
     ] = True,
     policy: Annotated[str, typer.Option("--policy", help="Clips that cannot be read: skip, raise.")] = "skip",
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="Folder for the figures as .txt, .json and .png.", show_default=False),
-    ] = None,
+    out: Figures = None,
     overwrite: Overwrite = False,
     device: Device = "cpu",
     as_json: Json = False,

@@ -14,7 +14,7 @@ import typer
 from tasks.console import DONE, Console
 from tasks.files import claim_folder, write_evaluation
 from tasks.models import load_tokenizer, part_of
-from tasks.options import Device, Json, Overwrite, Seed, check_device
+from tasks.options import Device, Figures, Json, Overwrite, Seed, check_device
 
 if TYPE_CHECKING:
     import torch
@@ -45,10 +45,7 @@ def episodes(
         Path | None,
         typer.Option("--one-shot", help="all_runs.zip of Omniglot: its benchmark, with --ways 20.", show_default=False),
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="Folder for the figures as .txt, .json and .png.", show_default=False),
-    ] = None,
+    out: Figures = None,
     overwrite: Overwrite = False,
     seed: Seed = 0,
     device: Device = "cpu",

@@ -22,7 +22,7 @@ import typer
 from tasks.console import DONE, USER_CAN_MEND, Console
 from tasks.files import claim_folder, write_evaluation
 from tasks.models import load_lm, load_tokenizer, part_of
-from tasks.options import Device, Json, Overwrite, Seed, check_device, parse_details
+from tasks.options import Device, Figures, Json, Overwrite, Seed, check_device, parse_details
 
 if TYPE_CHECKING:
     from lm.model import PyramidLM
@@ -54,10 +54,7 @@ def understanding(
         Path | None,
         typer.Option("--one-shot", help="all_runs.zip of Omniglot: its 20-way benchmark.", show_default=False),
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="Folder for the figures as .txt, .json and .png.", show_default=False),
-    ] = None,
+    out: Figures = None,
     overwrite: Overwrite = False,
     seed: Seed = 0,
     device: Device = "cpu",

@@ -15,6 +15,10 @@ Model = Annotated[
     typer.Option("--model", "-m", help="A shipped model, a folder or a hub id.", show_default=False),
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Where to write.")]
+Figures = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="Folder for the figures as .txt, .json and .png.", show_default=False),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Same seed, same result.")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps.")]
