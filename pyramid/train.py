@@ -180,14 +180,11 @@ class TokenizerTraining(TrainingModule):
     def jittered(self, batch: dict) -> tuple[Tensor, Tensor]:
         """The clips of a batch and what is seen of them, moved as `data.jitter` says."""
         video, seen, strength = batch["video"], batch.get("seen"), self.config.data.jitter
-        generator = torch.Generator().manual_seed(int(torch.randint(1 << 62, ()))) if strength else None
-        state = generator.get_state() if generator is not None else None
-        moved = jitter(video, strength, generator)
-        if seen is None:
-            return moved, moved
-        if generator is not None:
-            generator.set_state(state)
-        return moved, jitter(seen, strength, generator)
+        if not strength:
+            return video, video if seen is None else seen
+        seed = int(torch.randint(1 << 62, ()))  # one for both, that they are moved alike
+        moved = jitter(video, strength, torch.Generator().manual_seed(seed))
+        return moved, moved if seen is None else jitter(seen, strength, torch.Generator().manual_seed(seed))
 
     def total(self, out: TrainingOutput, video: Tensor, batch: dict) -> Tensor:
         """The tokenizer's loss, scalar; logs its terms."""

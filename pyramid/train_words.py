@@ -1,8 +1,8 @@
 """Training the words of a tokenizer alone: what they say of a clip, without a look at how it is decoded.
 
 Which words a chunk is read to have is learned from many clips, and the longer part of a step of `TokenizerTraining`,
-the decoder, has no part in it. Handwriting, 40 minutes on one core: the words tell three in four characters, where they
-told one in fifteen (docs/experiments.md).
+the decoder, has no part in it. Handwriting, 36 minutes on one core: words tell nine in ten characters, where they told
+one in twenty-five (docs/experiments.md).
 """
 
 from __future__ import annotations

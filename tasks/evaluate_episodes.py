@@ -14,7 +14,7 @@ import typer
 from tasks.console import DONE, Console
 from tasks.files import claim_folder, write_evaluation
 from tasks.models import load_tokenizer, part_of
-from tasks.options import Device, Figures, Json, Overwrite, Seed, check_device
+from tasks.options import Device, Figures, Json, OneShot, Overwrite, Seed, Seeds, check_device
 
 if TYPE_CHECKING:
     import torch
@@ -40,11 +40,8 @@ def episodes(
         int, typer.Option("--clips", min=64, help="Clips to learn from; a quarter as many are asked.")
     ] = 4000,
     minutes: Annotated[float, typer.Option("--minutes", help="Of training, a seed.")] = 3.0,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, max=100, help="Runs, from --seed on.")] = 2,
-    one_shot: Annotated[
-        Path | None,
-        typer.Option("--one-shot", help="all_runs.zip of Omniglot: its benchmark, with --ways 20.", show_default=False),
-    ] = None,
+    seeds: Seeds = 2,
+    one_shot: OneShot = None,
     out: Figures = None,
     overwrite: Overwrite = False,
     seed: Seed = 0,

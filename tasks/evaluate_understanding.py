@@ -22,7 +22,7 @@ import typer
 from tasks.console import DONE, USER_CAN_MEND, Console
 from tasks.files import claim_folder, write_evaluation
 from tasks.models import load_lm, load_tokenizer, part_of
-from tasks.options import Device, Figures, Json, Overwrite, Seed, check_device, parse_details
+from tasks.options import Device, Figures, Json, OneShot, Overwrite, Seed, Seeds, check_device, parse_details
 
 if TYPE_CHECKING:
     from lm.model import PyramidLM
@@ -41,7 +41,7 @@ def understanding(
     ] = None,
     clips: Annotated[int, typer.Option("--clips", min=8, help="Held-out clips of each kind, a seed.")] = 200,
     detail: Annotated[str, typer.Option("--detail", "-d", help="Levels to read: 3, 1,3, 1-3 or all.")] = "all",
-    seeds: Annotated[int, typer.Option("--seeds", min=1, max=100, help="Seeds, from --seed on.")] = 2,
+    seeds: Seeds = 2,
     minutes: Annotated[
         float, typer.Option("--minutes", min=0, help="For each classifier and seed; 0 leaves classes out.")
     ] = 2.0,
@@ -50,10 +50,7 @@ def understanding(
         list[str] | None,
         typer.Option("--target", help="Field of a folder's metadata that names classes. Repeat.", show_default=False),
     ] = None,
-    one_shot: Annotated[
-        Path | None,
-        typer.Option("--one-shot", help="all_runs.zip of Omniglot: its 20-way benchmark.", show_default=False),
-    ] = None,
+    one_shot: OneShot = None,
     out: Figures = None,
     overwrite: Overwrite = False,
     seed: Seed = 0,

@@ -19,6 +19,11 @@ Figures = Annotated[
     Path | None,
     typer.Option("--out", "-o", help="Folder for the figures as .txt, .json and .png.", show_default=False),
 ]
+OneShot = Annotated[
+    Path | None,
+    typer.Option("--one-shot", help="all_runs.zip of Omniglot: its 20-way benchmark.", show_default=False),
+]
+Seeds = Annotated[int, typer.Option("--seeds", min=1, max=100, help="How many seeds, from --seed on.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="Same seed, same result.")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps.")]
