@@ -9,7 +9,7 @@ one pass or in several (decoding.py).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ from lm.decoding import Decoding, write
 from lm.folder import read_folder, write_folder
 from lm.heads import CodeEmbedding, Point, make_head
 from lm.layout import Block
-from lm.linear_cross_entropy import linear_cross_entropy
-from lm.reading import Answer, answers, asked, log_likelihoods, read
+from lm.losses import block_nll, hidden_places, reading_nll
+from lm.reading import Answer, answers, asked, log_likelihoods
 from lm.vocabulary import Vocabulary
 from pyramid.data.grammar import either
 from pyramid.levels import check_detail
@@ -243,8 +243,8 @@ class PyramidLM(nn.Module):
         """
         losses: dict[int, list[Tensor]] = {}
         given, seen = Condition() if condition is None else condition, tokens if inputs is None else inputs
-        hide = partial(_hide, batch_size=len(sentences), generator=generator, tube=tube, whole=whole)
-        for block, nll, hidden in self._nll(tokens, sentences, detail, given, seen, picked, hide):
+        hide = partial(hidden_places, batch_size=len(sentences), generator=generator, tube=tube, whole=whole)
+        for block, nll, hidden in block_nll(self, tokens, sentences, detail, given, seen, picked, hide):
             losses.setdefault(block.level, []).append((nll * hidden).sum() / hidden.sum())
         return {level: torch.stack(values).mean() for level, values in losses.items()}
 
@@ -255,54 +255,10 @@ class PyramidLM(nn.Module):
         `config.familiar`, where that was measured."""
         detail = check_detail(self.config.caption_detail if detail is None else detail, self.num_levels, "surprise")
         tokens = tokens.truncate(detail).to(self.device)
-        hide = partial(_hide, batch_size=tokens.batch_size, generator=None, tube=0.0, whole=1.0)
+        hide = partial(hidden_places, batch_size=tokens.batch_size, generator=None, tube=0.0, whole=1.0)
         texts: list[list[int]] = [[] for _ in range(tokens.batch_size)]
-        parts = self._nll(tokens, texts, detail, Condition(), tokens, lambda block: True, hide)
+        parts = block_nll(self, tokens, texts, detail, Condition(), tokens, lambda block: True, hide)
         return torch.cat([nll for _, nll, _ in parts], dim=1).mean(dim=1)
-
-    def _nll(
-        self,
-        tokens: TokenPyramid,
-        sentences: Sequence[Sequence[int]],
-        detail: int,
-        condition: Condition,
-        inputs: TokenPyramid,
-        picked: Callable[[Block], bool],
-        hide: Callable[[Block], Tensor],
-    ) -> Iterator[tuple[Block, Tensor, Tensor]]:
-        """Each block that is asked for, nats of its tokens (B, n), and which of them were hidden."""
-        condition = condition.to(self.device)
-        blocks = layout.blocks_of(tokens.pyramids, detail, self.memory)
-        codes = [inputs.ids[b.chunk][b.level].flatten(1) for b in blocks]
-        asked = [i for i, b in enumerate(blocks) if picked(b) and condition.codes(b.chunk, b.level) is None]
-        if not asked:
-            raise ValueError("PyramidLM.generation_loss: expected a block that is picked and not given, got none")
-        # After the last block that is asked for nothing would see a clean copy.
-        clean = [i for i in range(asked[-1]) if blocks[i].remembered]
-        seen = self.seen_of(inputs, blocks, codes, condition, {*clean, *asked})
-        targets = {i: tokens.ids[blocks[i].chunk][blocks[i].level].flatten(1) for i in asked}
-        hidden = {i: hide(blocks[i]).to(self.device) for i in asked}
-        ids, pads = self.prefix(condition.task, detail, sentences)
-        start = ids.shape[1]
-        masked_offset = start + sum(blocks[i].count for i in clean)
-        x = torch.cat(
-            [
-                self.embed_ids(ids),
-                *[self.embed_block(blocks[i], codes[i], seen[i]) for i in clean],
-                *[self.embed_block(blocks[i], targets[i], seen[i], hidden[i]) for i in asked],
-            ],
-            dim=1,
-        )
-        intervals = [layout.prefix_intervals(pads, start)]
-        if clean:
-            intervals.append(layout.clean_intervals([blocks[i] for i in clean], pads, start))
-        intervals.append(layout.masked_intervals([blocks[i] for i in asked], pads, start, masked_offset))
-        places = [torch.arange(masked_offset), layout.places_of([blocks[i] for i in asked], start)]
-        positions = (torch.cat(places).to(self.device)[None] - pads[:, None]).clamp(min=0)
-        out = self.run(x, torch.cat(intervals, dim=1), positions)[:, masked_offset:]
-        for i, part in zip(asked, out.split([blocks[i].count for i in asked], dim=1), strict=True):
-            nll = self.heads[blocks[i].level].nll(part, targets[i], self.points(blocks[i], seen[i]))
-            yield blocks[i], nll, hidden[i]
 
     def reading_loss(
         self,
@@ -314,18 +270,7 @@ class PyramidLM(nn.Module):
         """Mean negative log-likelihood of the text ids of captions, or answers where there are `questions`, and their
         end, read from `detail` levels; scalar. Of these as many count as are written: a text that is cut at `max_text`
         has no end."""
-        reading = read(self, tokens, detail, "caption" if questions is None else "ask", questions)
-        rows = [[*sentence, self.text.eos_token_id][: self.config.max_text] for sentence in sentences]
-        longest = max(len(row) for row in rows)
-        target = torch.tensor([row + [-100] * (longest - len(row)) for row in rows], device=self.device)
-        parts = [(reading.x, reading.intervals, reading.positions)]
-        parts.append(reading.text(self, target[:, :-1].clamp(min=0), reading.length))
-        x, intervals, positions = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
-        out = self.run(x, intervals, positions)[:, reading.length - 1 :]
-        head = self.backbone.get_output_embeddings()
-        if getattr(head, "bias", None) is not None:
-            return nn.functional.cross_entropy(head(out).float().flatten(0, 1), target.flatten())
-        return linear_cross_entropy(out.flatten(0, 1), head.weight, target.flatten())
+        return reading_nll(self, tokens, sentences, detail, questions)
 
     def seen_of(
         self,
@@ -485,18 +430,3 @@ class PyramidLM(nn.Module):
         are missing or unknown, or weights that don't fit.
         """
         return read_folder(PyramidLM, model, tokenizer, device)
-
-
-def _hide(block: Block, batch_size: int, generator: torch.Generator | None, tube: float, whole: float) -> Tensor:
-    """Which tokens of a block (B, n) are hidden: all of them in a share `whole` of the rows, else a cosine-distributed
-    share (MaskGIT, 2202.04200), at least one. In a share `tube` of the rows the same ones in all grids in time."""
-    count, frames = block.count, block.grid[0]
-    draw = torch.rand(batch_size, 3, generator=generator)
-    share = torch.where(draw[:, 0] < whole, torch.ones(batch_size), (draw[:, 1] * torch.pi / 2).cos())
-    order = torch.rand(batch_size, count, generator=generator)
-    if frames > 1:
-        still = order[:, : count // frames].repeat(1, frames)
-        order = torch.where((draw[:, 2] < tube)[:, None], still, order)
-    number = (share * count).ceil().clamp(min=1).long()
-    last = order.sort(dim=1).values.gather(1, number[:, None] - 1)
-    return order <= last

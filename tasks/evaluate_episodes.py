@@ -193,7 +193,7 @@ def _one_shot(model: EpisodeModel, tokenizer: PyramidTokenizer, archive: Path) -
     import torch
 
     from lm.episodes import Episodes, say_by_model, say_by_nearest_mean, word_features
-    from tasks.one_shot import read_runs, run_tokens
+    from tasks.one_shot import VIEWS, read_runs, run_tokens
 
     right: dict[str, list[float]] = {"right": [], "nearest_mean": []}
     for run in read_runs(archive, tokenizer.config.size):
@@ -201,7 +201,8 @@ def _one_shot(model: EpisodeModel, tokenizer: PyramidTokenizer, archive: Path) -
         if len(known_names) > model.config.num_labels:
             raise ValueError(f"--one-shot: expected --ways {len(known_names)}, got fewer")
         asked, known = (
-            word_features(tokenizer, part) for part in run_tokens(tokenizer, run, tokenizer.config.num_frames)
+            torch.stack([word_features(tokenizer, view) for view in side]).mean(dim=0)
+            for side in run_tokens(tokenizer, run, tokenizer.config.num_frames, VIEWS)
         )
         rows = torch.cat([known.expand(len(asked), *known.shape), asked[:, None]], dim=1)
         labels = torch.cat([known_names.expand(len(asked), -1), run.truth[:, None]], dim=1)

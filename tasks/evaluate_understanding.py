@@ -191,7 +191,7 @@ class _Report:
         """Over the seeds; of the figure "all", or else the first that is a share, the range beside it."""
         groups: dict[tuple, list[Row]] = {}
         for row in self.rows:
-            like = tuple(row.get(name) for name in ("section", "clips", "of", "detail"))
+            like = tuple(row.get(name) for name in ("section", "clips", "of", "detail", "views"))
             groups.setdefault(like, []).append(row)
         means = []
         for group in groups.values():
@@ -218,7 +218,7 @@ class _Report:
 
 _NO_SHARES = {
     *("section", "clips", "of", "detail", "tokens", "count", "a_second", "parameters", "steps", "psnr", "bleu", "chrf"),
-    *("distinct", "range", "tokens_of_last_chunk"),
+    *("distinct", "range", "tokens_of_last_chunk", "views"),
 }
 
 

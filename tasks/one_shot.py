@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,12 +18,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from pyramid.data.jitter import jitter
 from pyramid.tokenizer import PyramidTokenizer
 from pyramid.tokens import TokenPyramid
 from tasks.class_reading import LabelledClips, Row
 from tasks.classifiers import CodeClassifier, Fitted
 
 RUNS = 20
+VIEWS = 16  # of each picture, where several are taken
 _DARKER = 1.6  # lines of the pictures are a pixel wide once they are small
 
 
@@ -65,27 +67,30 @@ def _picture(file: zipfile.ZipFile, name: str, size: tuple[int, int]) -> Tensor:
 
 
 @torch.inference_mode()
-def run_tokens(tokenizer: PyramidTokenizer, run: Run, num_frames: int) -> tuple[TokenPyramid, TokenPyramid]:
-    """The pictures as clips: white paper, then the finished character, as clips of writing end."""
-    tokens = []
-    for pictures in (run.asked, run.known):
-        video = pictures[:, :, None].repeat(1, 1, num_frames, 1, 1)
-        video[:, :, 0] = 1.0
-        tokens.append(tokenizer.encode(video))
-    return tokens[0], tokens[1]
+def run_tokens(
+    tokenizer: PyramidTokenizer, run: Run, num_frames: int, views: int = 1, seed: int = 0
+) -> tuple[list[TokenPyramid], list[TokenPyramid]]:
+    """`asked` and `known` as clips, white paper, then the finished character, as clips of writing end: so many times
+    each, first as they are, then turned, scaled, stretched and shifted a little, each time otherwise."""
+    generator = torch.Generator().manual_seed(seed)
+    sides: tuple[list[TokenPyramid], list[TokenPyramid]] = ([], [])
+    for tokens, pictures in zip(sides, (run.asked, run.known), strict=True):
+        for view in range(views):
+            moved = jitter(pictures[:, :, None], 1.0, generator) if view else pictures[:, :, None]
+            video = moved.repeat(1, 1, num_frames, 1, 1)
+            video[:, :, 0] = 1.0
+            tokens.append(tokenizer.encode(video))
+    return sides
 
 
-def error(
-    runs: Sequence[tuple[TokenPyramid, TokenPyramid, Tensor]], vectors: Callable[[TokenPyramid], Tensor]
-) -> float:
-    """Share of the pictures that are matched wrongly where the nearest is taken by cosine, `vectors` (20, F) less the
-    mean of a run's."""
+def error(runs: Iterable[tuple[Tensor, Tensor, Tensor]]) -> float:
+    """Share of the pictures that are matched wrongly where the nearest is taken by cosine: of each run the vectors
+    (20, F) of those asked for and of those known, less the mean of both, and the truth (20,)."""
     wrong = []
     for asked, known, truth in runs:
-        a, b = vectors(asked), vectors(known)
-        mean = torch.cat([a, b]).mean(dim=0)
-        likeness = nn.functional.normalize(a - mean, dim=1) @ nn.functional.normalize(b - mean, dim=1).T
-        wrong.append((likeness.argmax(dim=1) != truth.to(likeness.device)).float().mean())
+        mean = torch.cat([asked, known]).mean(dim=0)
+        a, b = (nn.functional.normalize(part - mean, dim=1) for part in (asked, known))
+        wrong.append(((a @ b.T).argmax(dim=1) != truth.to(a.device)).float().mean())
     return float(torch.stack(wrong).mean())
 
 
@@ -97,25 +102,27 @@ def score_one_shot(
     details: Sequence[int],
     seed: int = 0,
 ) -> list[Row]:
-    """Errors at each detail: by the nearest codes as they are; by the nearest vector that a classifier, fitted on other
-    alphabets, makes of the codes of the last chunk alone. And by pixels, and by chance."""
+    """Errors at each detail, of one view of a picture and of the mean of several: by the nearest codes as they are; by
+    the nearest vector that a classifier, fitted on other alphabets, makes of the codes of the last chunk alone. And by
+    pixels, and by chance."""
     runs = read_runs(archive, tokenizer.config.size)
     num_frames = train.pixels.shape[2]
-    tokens = [(*run_tokens(tokenizer, run, num_frames), run.truth) for run in runs]
-    pixels = [
-        float((torch.cdist(run.asked.flatten(1), run.known.flatten(1)).argmin(dim=1) != run.truth).float().mean())
-        for run in runs
-    ]
+    tokens = [run_tokens(tokenizer, run, num_frames, VIEWS, seed) for run in runs]
+    truth = [run.truth for run in runs]
     rows: list[Row] = [{"of": "chance", "error": 1 - 1 / len(runs[0].known)}]
-    rows.append({"of": "nearest pixels", "error": sum(pixels) / len(pixels)})
+    pixels = [(torch.cdist(run.asked.flatten(1), run.known.flatten(1)).argmin(dim=1) != run.truth) for run in runs]
+    rows.append({"of": "nearest pixels", "error": float(torch.cat(pixels).float().mean())})
     for detail in details:
-        model = cast(CodeClassifier, fitted[detail].model)
-        last = len(tokens[0][0].ids) - 1
-        count = tokens[0][0].pyramids[last].offsets[detail]
-        row = {"detail": detail, "tokens_of_last_chunk": count}
-        rows.append({"of": "nearest code", **row, "error": error(tokens, partial(_codes, tokenizer, detail))})
-        read = partial(_vectors, model, detail, last)
-        rows.append({"of": "read from codes", **row, "error": error(tokens, read)})
+        last = len(tokens[0][0][0].ids) - 1
+        count = tokens[0][0][0].pyramids[last].offsets[detail]
+        read = partial(_vectors, cast(CodeClassifier, fitted[detail].model), detail, last)
+        for name, vectors in (("nearest code", partial(_codes, tokenizer, detail)), ("read from codes", read)):
+            known = [[torch.stack([vectors(view) for view in side]) for side in run] for run in tokens]
+            for views in (1, VIEWS):
+                means = [[side[:views].mean(dim=0) for side in run] for run in known]
+                wrong = error((asked, known, right) for (asked, known), right in zip(means, truth, strict=True))
+                row = {"of": name, "detail": detail, "tokens_of_last_chunk": count, "views": views}
+                rows.append(row | {"error": wrong})
     return rows
 
 

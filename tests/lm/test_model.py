@@ -14,7 +14,8 @@ from lm.backbone import LMConfig, make_backbone
 from lm.conditions import make_condition
 from lm.context import Seen
 from lm.decoding import TextWarning
-from lm.model import PyramidLM, _hide
+from lm.losses import hidden_places
+from lm.model import PyramidLM
 from lm.vocabulary import train_text_tokenizer
 from pyramid.quantize import LevelConfig
 from pyramid.tokenizer import PyramidTokenizer, TokenizerConfig
@@ -176,7 +177,7 @@ def test_a_prompt_is_cut_with_a_warning(lm):
 def test_a_cut_caption_has_no_end(lm, tokens, monkeypatch):
     """Else the model would learn to stop in the middle of a sentence."""
     targets, most = [], CONFIG.max_text
-    monkeypatch.setattr("lm.model.linear_cross_entropy", lambda hidden, weight, target: targets.append(target))
+    monkeypatch.setattr("lm.losses.linear_cross_entropy", lambda hidden, weight, target: targets.append(target))
     lm.reading_loss(tokens[:2], [list(range(5, 25)), [7, 8]], 2)
     assert targets[0].tolist() == [*range(5, 5 + most), 7, 8, lm.text.eos_token_id, *[-100] * (most - 3)]
 
@@ -337,6 +338,6 @@ def test_weights_in_bfloat16(lm, tokens):
 def test_blocks_are_hidden_whole_as_often_as_asked():
     block = layout.Block(0, 0, 0, (2, 4, 4))
     for whole in (0.0, 0.3, 1.0):
-        hidden = _hide(block, 4000, torch.Generator().manual_seed(0), 0.0, whole)
+        hidden = hidden_places(block, 4000, torch.Generator().manual_seed(0), 0.0, whole)
         assert hidden.any(dim=1).all()
         assert abs(hidden.all(dim=1).float().mean() - whole) < 0.03 + (1 - whole) * 0.2  # few of the others are, too

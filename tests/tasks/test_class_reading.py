@@ -15,13 +15,13 @@ from PIL import Image
 from torch import nn
 
 from pyramid.data.shapes import preset
-from tasks import cli
+from tasks import cli, one_shot
 from tasks.caption_reading import likeness, rouge_l, score_texts
 from tasks.class_reading import classify, flat_prefix, read_clips
 from tasks.classifiers import CodeClassifier, PixelClassifier, fit
 from tasks.held_out import ShapesSource
 from tasks.models import load_lm, load_tokenizer
-from tasks.one_shot import error, read_runs
+from tasks.one_shot import error, read_runs, run_tokens
 
 
 def plain(items, what, total):
@@ -177,10 +177,14 @@ def test_the_one_shot_benchmark_is_read_and_scored(tmp_path):
     runs = read_runs(tmp_path / "all_runs.zip", (32, 32))
     assert len(runs) == 20 and runs[0].asked.shape == (20, 3, 32, 32) and runs[0].asked.abs().max() <= 1
     assert torch.equal(runs[3].asked, runs[3].known) and runs[3].truth.tolist() == list(range(20))
-    pairs = [(run.asked, run.known, run.truth) for run in runs]
-    assert error(pairs, lambda pictures: pictures.flatten(1)) == 0.0
-    wrong = [(run.asked, run.known.roll(1, 0), run.truth) for run in runs]
-    assert error(wrong, lambda pictures: pictures.flatten(1)) == 1.0
+    assert error((run.asked.flatten(1), run.known.flatten(1), run.truth) for run in runs) == 0.0
+    assert error((run.asked.flatten(1), run.known.roll(1, 0).flatten(1), run.truth) for run in runs) == 1.0
+    tokenizer = load_tokenizer("mini")
+    asked, known = run_tokens(tokenizer, runs[0], 9, views=3, seed=1)
+    assert len(asked) == len(known) == 3 and asked[0].flatten().equal(known[0].flatten())
+    assert not asked[1].flatten().equal(asked[2].flatten()) and not asked[1].flatten().equal(known[1].flatten())
+    again = run_tokens(tokenizer, runs[0], 9, views=2, seed=1)[0]
+    assert all(view.flatten().equal(first.flatten()) for view, first in zip(again, asked, strict=False))
     with pytest.raises(FileNotFoundError, match=r"expected all_runs.zip of Omniglot, found nothing"):
         read_runs(tmp_path / "nothing.zip", (32, 32))
     (tmp_path / "other.zip").write_bytes(b"no zip")
@@ -188,7 +192,8 @@ def test_the_one_shot_benchmark_is_read_and_scored(tmp_path):
         read_runs(tmp_path / "other.zip", (32, 32))
 
 
-def test_a_folder_is_evaluated_by_the_command(handwriting, tmp_path, capsys):
+def test_a_folder_is_evaluated_by_the_command(handwriting, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(one_shot, "VIEWS", 2)
     benchmark(tmp_path / "all_runs.zip")
     args = ["evaluate", "understanding", "mini", str(handwriting), "--target", "label", "--target", "alphabet"]
     args += ["--clips", "8", "--train", "16", "--minutes", "0.01", "--seeds", "1", "--detail", "2"]
@@ -199,6 +204,8 @@ def test_a_folder_is_evaluated_by_the_command(handwriting, tmp_path, capsys):
     assert list(dict.fromkeys(sections)) == ["classes", "texts", "one-shot"]
     assert {"evaluation.txt", "evaluation.json", "evaluation.png"} == {p.name for p in (tmp_path / "out").iterdir()}
     assert rows[-1]["protocol"]["split"] == "val"
+    shots = [(row["of"], row["views"]) for row in rows if row.get("section") == "one-shot" and "views" in row]
+    assert shots == [(of, views) for of in ("nearest code", "read from codes") for views in (1, 2)]
 
 
 def test_episodes_by_the_command(tmp_path, capsys):
