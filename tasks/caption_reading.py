@@ -88,6 +88,7 @@ def _mean(values: Sequence[float]) -> float:
 def _found(lm: PyramidLM, tokens: TokenPyramid, captions: Sequence[str], detail: int, seed: int) -> float:
     """How often the own caption is the likeliest of its list. A text that is likely whatever the clip is no answer: its
     mean log-likelihood over all clips is taken away."""
+    captions = [_writable(lm, caption) for caption in captions]
     texts = sorted(set(captions))
     parts = [lm.log_likelihoods(tokens[slice(i, i + 1)], texts, detail=detail) for i in range(len(captions))]
     likely = torch.cat(parts)
@@ -99,3 +100,11 @@ def _found(lm: PyramidLM, tokens: TokenPyramid, captions: Sequence[str], detail:
         drawn: Tensor = others[torch.randperm(len(others), generator=generator)[: AMONG - 1]]
         right.append(bool(likely[row, own] > likely[row, drawn].max()))
     return _mean(right)
+
+
+def _writable(lm: PyramidLM, text: str) -> str:
+    """As much of a text as the model can write."""
+    most = kept = lm.config.max_text - 1
+    while len(ids := lm.text_ids(text)) > most:
+        text, kept = lm.text.decode(ids[:kept]), kept - 1
+    return text

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,15 @@ class LabelledClips:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+class Budget(NamedTuple):
+    """`clips`: to learn from, at most; `minutes`: of each classifier that reads codes; `pixel_minutes`: of that of
+    pixels, whose rival's words were trained before."""
+
+    clips: int
+    minutes: float
+    pixel_minutes: float
 
 
 @torch.inference_mode()
@@ -83,13 +92,13 @@ def classify(
     test: LabelledClips,
     details: Sequence[int],
     *,
-    minutes: float,
+    budget: Budget,
     seeds: Sequence[int],
     track: Track,
 ) -> tuple[list[Row], dict[int, Fitted]]:
-    """Accuracy of every target by a `CodeClassifier` at each detail and by a `PixelClassifier`, each fitted for so many
-    minutes on each of the seeds; by the training clip whose codes, or pixels, are nearest; by the most frequent class.
-    With the rows the classifiers of the last seed, by detail."""
+    """Accuracy of every target by a `CodeClassifier` at each detail and by a `PixelClassifier`, each fitted within
+    the budget on each of the seeds; by the training clip whose codes, or pixels, are nearest; by the most frequent
+    class. With the rows the classifiers of the last seed, by detail."""
     num_frames = train.pixels.shape[2]
     num_tokens = [sum(p.offsets[detail] for p in tokenizer.pyramids(num_frames)) for detail in details]
     rows: list[Row] = []
@@ -111,6 +120,7 @@ def classify(
             inputs = [flat_prefix(tokenizer, clips.ids, num_frames, detail) for clips in (train, test)]
         else:
             make, inputs = partial(PixelClassifier, counts), [train.pixels, test.pixels]
+        minutes = budget.minutes if detail else budget.pixel_minutes
         done = fit(make, (inputs[0], train.targets), (inputs[1], test.targets), minutes=minutes, seed=seed)
         row: Row = {"of": "codes" if detail else "pixels", "seed": seed}
         if detail:

@@ -132,7 +132,8 @@ def run_shards(
     if engine not in ("torchrun", "ray"):
         raise ValueError(f"--engine: expected torchrun or ray, got {engine!r}")
     out.mkdir(parents=True, exist_ok=True)
-    _settle(out, {"shards": [shard.name for shard in shards], **settings})
+    with _alone(out):
+        _settle(out, {"shards": [shard.name for shard in shards], **settings})
     rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     todo = [shard for shard in shards if not (out / shard.name).exists()]
     if len(todo) < len(shards):
@@ -153,7 +154,11 @@ def run_shards(
             if done is None:
                 console.note(f"{shard}: another process is at it")
             progress.shard(shard)
-    index = write_index(shards, out, settings)
+    with _alone(out):
+        index = write_index(shards, out, settings)
+    for row in index["shards"]:
+        if not row["samples"]:
+            console.note(f"{row['name']}: expected samples, found none; links inside a shard are not followed")
     if faults:
         raise faults[0]
     return index
@@ -202,7 +207,7 @@ def _fill_shard(shard: Path, out: Path, work: Work, told: Callable[[], object]) 
 
 
 def write_index(shards: Sequence[Path], out: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Counts of the shards that are there; kept as index.json when all are."""
+    """Counts of the shards that are there; kept as index.json when all are, and what killed processes left goes."""
     there = [shard.name for shard in shards if (out / shard.name).exists()]
     rows = [json.loads((out / f"{name}.json").read_text(encoding="utf8")) for name in there]
     index = {
@@ -215,9 +220,27 @@ def write_index(shards: Sequence[Path], out: Path, settings: dict[str, Any]) -> 
         "missing": len(shards) - len(there),
     }
     if not index["missing"]:
+        for left in (path for pattern in (".*.part", ".*.tar.lock") for path in out.glob(pattern)):
+            left.unlink(missing_ok=True)
         with replacing(out / "index.json") as part:
             part.write_text(json.dumps(index, indent=2) + "\n", encoding="utf8")
     return index
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Among all processes that work on a folder, for what takes no time."""
+    held = out / ".lock"
+    while True:
+        with held.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not os.fstat(lock.fileno()).st_nlink:  # who had it before took its name away
+                continue
+            try:
+                yield
+            finally:
+                held.unlink(missing_ok=True)
+            return
 
 
 def _settle(out: Path, settings: dict[str, Any]) -> None:
@@ -229,8 +252,7 @@ def _settle(out: Path, settings: dict[str, Any]) -> None:
             changed = sorted(name for name in found | settings if found.get(name) != settings.get(name))
             raise ValueError(f"{out}: expected results of the same settings, got others: {', '.join(changed)}")
         return
-    names = sorted(path.name for path in out.iterdir() if path != file)  # another process may have written it by now
-    if strange := [name for name in names if not name.startswith(".")]:
+    if strange := sorted(path.name for path in out.iterdir() if not path.name.startswith(".")):
         raise ValueError(f"{out}: expected an empty folder or one of such results, found {strange[0]}")
     with replacing(file) as part:
         part.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf8")

@@ -27,6 +27,7 @@ from tasks.options import Device, Figures, Json, OneShot, Overwrite, Seed, Seeds
 if TYPE_CHECKING:
     from lm.model import PyramidLM
     from pyramid.tokenizer import PyramidTokenizer
+    from tasks.class_reading import Budget
     from tasks.held_out import Source
 
 Row = dict[str, Any]
@@ -45,6 +46,15 @@ def understanding(
     minutes: Annotated[
         float, typer.Option("--minutes", min=0, help="For each classifier and seed; 0 leaves classes out.")
     ] = 2.0,
+    pixel_minutes: Annotated[
+        float | None,
+        typer.Option(
+            "--pixel-minutes",
+            min=0,
+            help="For that of pixels, such as all the time that the words were trained for; by default as the others.",
+            show_default=False,
+        ),
+    ] = None,
     train: Annotated[int, typer.Option("--train", min=16, help="Training clips of the classifiers, at most.")] = 4000,
     targets: Annotated[
         list[str] | None,
@@ -70,21 +80,25 @@ def understanding(
         details = parse_details(detail, tokenizer.num_levels)
         if one_shot is not None and not minutes:
             raise ValueError("--one-shot: expected --minutes above 0, got 0")
+        from tasks.class_reading import Budget
         from tasks.evaluate import describe_model, open_source
 
         chosen = data or ["shapes:mini" if tokenizer.config.size == (32, 32) else "shapes:single"]
         source = open_source(chosen, tokenizer, part_of(model, "tokenizer"), targets=targets)
         numbers = range(seed, seed + seeds)
+        budget = Budget(train, minutes, minutes if pixel_minutes is None else pixel_minutes)
         report = _Report(console)
         if chosen[0].startswith("shapes") and lm is not None:
             _read_shapes(lm, details, clips, numbers, report)
         if minutes and source.classes:
-            _read_classes(tokenizer, lm, source, details, clips, train, minutes, numbers, one_shot, report)
+            _read_classes(tokenizer, lm, source, details, clips, budget, numbers, one_shot, report)
         elif minutes:
             console.note(f"no classes: {source.no_probe}")
         described = describe_model(model, lm or tokenizer, part_of(model, "lm" if lm is not None else "tokenizer"))
         protocol = {**described, **source.describe(), "clips_a_kind": clips, "seeds": list(numbers)}
-        protocol |= {"classifier_minutes": minutes, "training_clips": train} if minutes else {}
+        if minutes:
+            protocol |= {"classifier_minutes": budget.minutes, "pixel_minutes": budget.pixel_minutes}
+            protocol |= {"training_clips": train}
         text = report.text(protocol)
         console.emit({"protocol": protocol}, text)
         for path, reason in source.broken.items():
@@ -132,8 +146,7 @@ def _read_classes(
     source: Source,
     details: Sequence[int],
     clips: int,
-    train: int,
-    minutes: float,
+    budget: Budget,
     seeds: range,
     one_shot: Path | None,
     report: _Report,
@@ -151,12 +164,10 @@ def _read_classes(
         return torch.randperm(size, generator=generator)[:count].tolist()
 
     track = report.console.track
-    learned, asked = some("train", train), some("held_out", clips * len(seeds))
+    learned, asked = some("train", budget.clips), some("held_out", clips * len(seeds))
     trained = read_clips(tokenizer, source, "train", learned, track, "training clips")
     tested = read_clips(tokenizer, source, "held_out", asked, track, "held-out clips")
-    rows, fitted = classify(
-        tokenizer, source, trained, tested, details, minutes=minutes, seeds=list(seeds), track=track
-    )
+    rows, fitted = classify(tokenizer, source, trained, tested, details, budget=budget, seeds=list(seeds), track=track)
     report.add("classes", None, rows)
     if trained.captions and lm is not None and "caption" in lm.config.tasks:
         from tasks.caption_reading import score_texts

@@ -17,7 +17,7 @@ from torch import nn
 from pyramid.data.shapes import preset
 from tasks import cli, one_shot
 from tasks.caption_reading import likeness, rouge_l, score_texts
-from tasks.class_reading import classify, flat_prefix, read_clips
+from tasks.class_reading import Budget, classify, flat_prefix, read_clips
 from tasks.classifiers import CodeClassifier, PixelClassifier, fit
 from tasks.held_out import ShapesSource
 from tasks.models import load_lm, load_tokenizer
@@ -118,7 +118,7 @@ def test_fit_learns_what_is_there_and_not_what_is_not():
 
 
 def test_rows_of_every_way_of_telling(tokenizer, source, clips):
-    rows, fitted = classify(tokenizer, source, *clips, [1, 2], minutes=0.02, seeds=[3, 4], track=plain)
+    rows, fitted = classify(tokenizer, source, *clips, [1, 2], budget=Budget(64, 0.02, 0.03), seeds=[3, 4], track=plain)
     ways = [(row["of"], row.get("detail"), row.get("seed")) for row in rows]
     assert ways[:2] == [("most frequent", None, None), ("nearest pixels", None, None)]
     assert ways[2:4] == [("nearest code", 1, None), ("nearest code", 2, None)]
@@ -153,6 +153,8 @@ def test_texts_of_real_clips_are_scored_and_found(clips):
     assert [row["of"] for row in rows] == ["most frequent caption", "nearest code's caption", "captions"]
     assert rows[2]["rouge_l"] == 1.0 and rows[2]["found"] > 0.9 and rows[2]["found_by_chance"] == 0.05
     assert rows[0]["rouge_l"] < 1 and rows[1]["rouge_l"] < 1
+    long = [caption + " and so on" * lm.config.max_text for caption in captions]  # more than the model can write
+    assert score_texts(lm, tokens, long, captions, captions, 2)[2]["found"] > 0.9
 
 
 def benchmark(path):

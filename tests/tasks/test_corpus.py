@@ -83,6 +83,17 @@ def test_killed_twenty_times_every_sample_comes_once(shards, tmp_path):
     assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
 
 
+def test_what_killed_processes_left_goes(shards, tmp_path):
+    """Wherever they were: with a lock on what is done, or in the middle of a small file."""
+    out = tmp_path / "out"
+    run_all(shards, out)
+    (out / "index.json").unlink()
+    for name in (".lock", ".00001.tar.lock", ".settings.json.1.part", ".index.json.1.part", ".00001.tar.json.1.part"):
+        (out / name).touch()
+    assert run_all(shards, out)["samples"] == 30
+    assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
+
+
 def test_processes_share_the_shards(shards, tmp_path):
     """By rank as torchrun says, and without: one that comes later takes what no other holds."""
     out, context = tmp_path / "out", multiprocessing.get_context("fork")
@@ -109,6 +120,15 @@ def test_a_shard_that_cannot_be_read_does_not_stop_the_others(shards, tmp_path, 
     assert len(found(tmp_path / "out")) == 25 and not (tmp_path / "out" / "index.json").exists()
     write_shard(shards[2], [("late.json", b'{"n": 1}')])
     assert run_all(shards, tmp_path / "out")["samples"] == 26
+
+
+def test_a_shard_without_samples_is_named(tmp_path, capsys):
+    (tmp_path / "clip.mp4").write_bytes(b"x")
+    (tmp_path / "link.mp4").symlink_to(tmp_path / "clip.mp4")
+    with tarfile.open(tmp_path / "links.tar", "w") as tar:
+        tar.add(tmp_path / "link.mp4", "a.mp4")
+    assert run_all([tmp_path / "links.tar"], tmp_path / "out")["samples"] == 0
+    assert "links.tar: expected samples, found none" in capsys.readouterr().err
 
 
 def test_a_folder_keeps_its_settings(shards, tmp_path):
