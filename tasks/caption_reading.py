@@ -28,10 +28,10 @@ def score_texts(
     detail: int,
     seed: int = 0,
 ) -> list[Row]:
-    """Captions of N clips by the model at a detail: `verb` (the first word right), BLEU, chrF (sacreBLEU's, 0 to 100),
-    ROUGE-L (F1), and `found`: how often the model finds the clip's own caption the likeliest of `AMONG`, 19 of other
-    clips with another one. Beside it: the most frequent caption of the training clips (`learned`), and `nearest`, that
-    of the training clip with the nearest codes."""
+    """Captions of N clips by the model at a detail: `exact` (the same text), `verb` (the first word right), BLEU, chrF
+    (sacreBLEU's, 0 to 100), ROUGE-L (F1), and `found`: how often the model finds the clip's own caption the likeliest
+    of `AMONG`, 19 of other clips with another one. Beside it: the most frequent caption of the training clips
+    (`learned`), and `nearest`, that of the training clip with the nearest codes."""
     said = []
     for start in range(0, len(captions), _BATCH):
         said += lm.caption(tokens[slice(start, start + _BATCH)], detail)
@@ -53,6 +53,7 @@ def likeness(said: Sequence[str], truth: Sequence[str]) -> Row:
     pairs = [(plain(a), plain(b)) for a, b in zip(said, truth, strict=True)]
     ours, theirs = [a for a, _ in pairs], [[b] for _, b in pairs]
     return {
+        "exact": _mean([a == b for a, b in pairs]),
         "verb": _mean([a.split()[:1] == b.split()[:1] for a, b in pairs]),
         "bleu": 100 * float(sacre_bleu_score(ours, theirs, smooth=True)),
         "chrf": 100 * float(cast(Tensor, chrf_score(ours, theirs))),

@@ -88,17 +88,17 @@ def understanding(
         numbers = range(seed, seed + seeds)
         budget = Budget(train, minutes, minutes if pixel_minutes is None else pixel_minutes)
         report = _Report(console)
+        writer = lm if lm is not None and "caption" in lm.config.tasks else None
         if chosen[0].startswith("shapes") and lm is not None:
             _read_shapes(lm, details, clips, numbers, report)
-        if minutes and source.classes:
-            _read_classes(tokenizer, lm, source, details, clips, budget, numbers, one_shot, report)
-        elif minutes:
+            writer = None
+        if writer is not None or (minutes and source.classes):
+            _read_folder(writer, tokenizer, source, details, clips, budget, numbers, one_shot, report)
+        if minutes and not source.classes:
             console.note(f"no classes: {source.no_probe}")
         described = describe_model(model, lm or tokenizer, part_of(model, "lm" if lm is not None else "tokenizer"))
         protocol = {**described, **source.describe(), "clips_a_kind": clips, "seeds": list(numbers)}
-        if minutes:
-            protocol |= {"classifier_minutes": budget.minutes, "pixel_minutes": budget.pixel_minutes}
-            protocol |= {"training_clips": train}
+        protocol |= {f"budget_{name}": value for name, value in budget._asdict().items()} if minutes else {}
         text = report.text(protocol)
         console.emit({"protocol": protocol}, text)
         for path, reason in source.broken.items():
@@ -140,9 +140,9 @@ def _read_shapes(lm: PyramidLM, details: Sequence[int], clips: int, seeds: range
         report.console.note(f"{name}: {time.monotonic() - begin:.0f} s")
 
 
-def _read_classes(
-    tokenizer: PyramidTokenizer,
+def _read_folder(
     lm: PyramidLM | None,
+    tokenizer: PyramidTokenizer,
     source: Source,
     details: Sequence[int],
     clips: int,
@@ -151,6 +151,7 @@ def _read_classes(
     one_shot: Path | None,
     report: _Report,
 ) -> None:
+    """Classes and the one-shot benchmark, where there is time for classifiers; texts, where `lm` writes them."""
     import torch
 
     from tasks.class_reading import classify, read_clips
@@ -167,23 +168,26 @@ def _read_classes(
     learned, asked = some("train", budget.clips), some("held_out", clips * len(seeds))
     trained = read_clips(tokenizer, source, "train", learned, track, "training clips")
     tested = read_clips(tokenizer, source, "held_out", asked, track, "held-out clips")
-    rows, fitted = classify(tokenizer, source, trained, tested, details, budget=budget, seeds=list(seeds), track=track)
-    report.add("classes", None, rows)
-    if trained.captions and lm is not None and "caption" in lm.config.tasks:
+    if budget.minutes and source.classes:
+        rows, fitted = classify(
+            tokenizer, source, trained, tested, details, budget=budget, seeds=list(seeds), track=track
+        )
+        report.add("classes", None, rows)
+        if one_shot is not None:
+            from tasks.one_shot import score_one_shot
+
+            report.add("one-shot", None, score_one_shot(tokenizer, one_shot, fitted, trained, details, seeds[0]))
+    told = [place for place, caption in enumerate(tested.captions) if caption]
+    if lm is not None and told and trained.captions:
         from tasks.caption_reading import score_texts
         from tasks.class_reading import nearest_captions, tokens_of
 
         level = lm.config.caption_detail
-        told = [place for place, caption in enumerate(tested.captions) if caption]
         tokens = tokens_of(tokenizer, tested.ids[told], tested.pixels.shape[2])
         near = nearest_captions(tokenizer, trained, tested, level)
         truth = [tested.captions[place] for place in told]
         found = score_texts(lm, tokens, truth, trained.captions, [near[place] for place in told], level, seeds[0])
         report.add("texts", None, found)
-    if one_shot is not None:
-        from tasks.one_shot import score_one_shot
-
-        report.add("one-shot", None, score_one_shot(tokenizer, one_shot, fitted, trained, details, seeds[0]))
 
 
 class _Report:

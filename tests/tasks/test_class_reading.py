@@ -137,7 +137,11 @@ def test_likeness():
     assert rouge_l("put the red cup down", "put the cup on the table") == 6 / 11
     assert rouge_l("a", "b") == 0.0
     same = likeness(["Put it down there.", "Take a cup away"], ["put it down there", "take a cup away"])
-    assert same["verb"] == same["rouge_l"] == 1.0 and math.isclose(same["chrf"], 100) and same["bleu"] > 99
+    assert (
+        same["exact"] == same["verb"] == same["rouge_l"] == 1.0
+        and math.isclose(same["chrf"], 100)
+        and same["bleu"] > 99
+    )
     other = likeness(["take it", "take it"], ["put this down there", "take a cup away"])
     assert other["verb"] == 0.5 and other["rouge_l"] < 0.5 and other["chrf"] < 40 and other["distinct"] == 1
 
@@ -203,9 +207,14 @@ def test_a_folder_is_evaluated_by_the_command(handwriting, tmp_path, capsys, mon
     assert cli.main(args) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     sections = [row["section"] for row in rows if "section" in row]
-    assert list(dict.fromkeys(sections)) == ["classes", "texts", "one-shot"]
+    assert list(dict.fromkeys(sections)) == ["classes", "one-shot", "texts"]
     assert {"evaluation.txt", "evaluation.json", "evaluation.png"} == {p.name for p in (tmp_path / "out").iterdir()}
     assert rows[-1]["protocol"]["split"] == "val"
+    texts = [row for row in rows if row.get("section") == "texts"]
+    again = [*args[: args.index("--minutes")], "--minutes", "0", "--seeds", "1", "--detail", "2", "--json"]
+    assert cli.main(again) == 0
+    rows_again = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row for row in rows_again if "section" in row] == texts  # without classifiers
     shots = [(row["of"], row["views"]) for row in rows if row.get("section") == "one-shot" and "views" in row]
     assert shots == [(of, views) for of in ("nearest code", "read from codes") for views in (1, 2)]
 
