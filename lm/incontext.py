@@ -19,6 +19,7 @@ from __future__ import annotations
 import difflib
 import random
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -121,17 +122,24 @@ def denoising_prompt(clips: Sequence[Words], words: Words, level: int, table: Wo
 
 def read_label(reply: str, labels: Sequence[str]) -> Reply:
     """Which of the labels a reply says: the one that its first line is, else the one that stands first in it, else the
-    one that is spelled most alike."""
+    one that is spelled most alike. Case and signs between words count where labels differ in them alone (C, C++)."""
     line = first_line(reply)
-    folded = {_folded(label): label for label in reversed(labels)}
+    for known in (str, str.casefold):
+        if line and (same := [label for label in labels if known(label) == known(line)]):
+            return Reply(same[0], True)
+    times = Counter(map(_folded, labels))
+    folded = {key: label for label in labels if (key := _folded(label)) and times[key] == 1}
     if _folded(line) in folded:
         return Reply(folded[_folded(line)], True)
-    text = f" {_folded(reply)} "
-    places = {label: text.find(f" {key} ") for key, label in folded.items() if key}
-    found = [(place, -len(label), label) for label, place in places.items() if place >= 0]
+    words = [rf"(?<!\w){re.escape(label)}(?!\w)" if label else r"(?!)" for label in labels]
+    stands = [re.search(word, reply, re.IGNORECASE) for word in words]
+    found = [(match.start(), -len(label), label) for match, label in zip(stands, labels, strict=True) if match]
+    if not found:
+        text = f" {_folded(reply)} "
+        found = [(place, -len(key), label) for key, label in folded.items() if (place := text.find(f" {key} ")) >= 0]
     if found:
         return Reply(min(found)[2], True)
-    alike = difflib.get_close_matches(_folded(line), [key for key in folded if key], n=1, cutoff=0.75)
+    alike = difflib.get_close_matches(_folded(line), list(folded), n=1, cutoff=0.75)
     return Reply(folded[alike[0]], False) if alike else Reply("", False)
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +20,10 @@ class LanguageModel(Protocol):
     @property
     def name(self) -> str:
         """Which one, for the cache and the report."""
+
+    @property
+    def version(self) -> str:
+        """What tells it from another of its name; empty where that is not known."""
 
     def complete(self, prompt: str, max_tokens: int) -> str:
         """The continuation of a prompt."""
@@ -35,14 +40,27 @@ class LocalModel:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self._name = name
-        self.tokenizer = AutoTokenizer.from_pretrained(name)
-        self.model: Any = AutoModelForCausalLM.from_pretrained(name).to(device).eval()
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(name)
+            self.model: Any = AutoModelForCausalLM.from_pretrained(name).to(device).eval()
+        except (OSError, ValueError) as error:
+            told = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise ValueError(f"{name}: expected a causal language model of transformers, got {told}") from None
         limits = (self.tokenizer.model_max_length, getattr(self.model.config, "max_position_embeddings", None))
         self.limit = min(limit for limit in limits if limit)
 
     @property
     def name(self) -> str:
         return self._name
+
+    @property
+    def version(self) -> str:
+        """The commit of a hub model; of a folder its files, by size and time."""
+        if commit := getattr(self.model.config, "_commit_hash", None):
+            return commit
+        files = sorted(path for path in Path(self._name).glob("*") if path.is_file())
+        facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
     @torch.no_grad()
     def complete(self, prompt: str, max_tokens: int) -> str:
@@ -87,6 +105,10 @@ class ServedModel:
     def name(self) -> str:
         return self._name
 
+    @property
+    def version(self) -> str:
+        return ""
+
     def complete(self, prompt: str, max_tokens: int) -> str:
         """Raises OSError for a server that does not answer, or not with a reply: what was asked of whom, what came."""
         try:
@@ -108,7 +130,8 @@ class ServedModel:
 
 @dataclass
 class Kept:
-    """A model whose replies are kept in `folder`, a file a request; `asked`: how many went to the model itself."""
+    """A model whose replies are kept in `folder`, a file a request, but for empty ones; a file that is damaged is asked
+    for again. `asked`: how many went to the model itself."""
 
     model: LanguageModel
     folder: Path
@@ -118,14 +141,21 @@ class Kept:
     def name(self) -> str:
         return self.model.name
 
+    @property
+    def version(self) -> str:
+        return self.model.version
+
     def complete(self, prompt: str, max_tokens: int) -> str:
-        request = {"model": self.name, "prompt": prompt, "max_tokens": max_tokens}
+        request = {"model": self.name, "version": self.version, "prompt": prompt, "max_tokens": max_tokens}
         digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
         file = self.folder / digest[:2] / f"{digest}.json"
-        if file.is_file():
-            return json.loads(file.read_text(encoding="utf8"))["reply"]
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            if isinstance(reply := json.loads(file.read_text(encoding="utf8"))["reply"], str):
+                return reply
         reply = self.model.complete(prompt, max_tokens)
         self.asked += 1
+        if not reply.strip():
+            return reply
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file) as part:
             part.write_text(json.dumps(request | {"reply": reply}, ensure_ascii=False) + "\n", encoding="utf8")

@@ -133,11 +133,11 @@ def answers(
     beams: int = 1,
     temperature: float = 0.0,
     top_p: float = 1.0,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
 ) -> list[Answer]:
     """One text a clip. `beams`: the most likely text that a search of so many finds, 1 takes the likeliest id at each
-    step; `temperature` above 0 draws instead, clip i with seed + i. Raises ValueError for numbers out of range, or both
-    at once."""
+    step; `temperature` above 0 draws instead, clip i with seed + i, or with the i-th of several. Raises ValueError for
+    numbers out of range, another number of seeds, or beams and a temperature at once."""
     if beams < 1 or not temperature >= 0 or not 0 < top_p <= 1:
         raise ValueError(
             f"answers: expected beams of at least 1, a temperature of at least 0 and top_p in (0, 1], got {beams}, "
@@ -146,7 +146,10 @@ def answers(
     if beams > 1 and temperature:
         raise ValueError(f"answers: expected one beam where text is drawn, got {beams} and temperature {temperature}")
     clips, end, device = len(reading.pads), lm.text.eos_token_id, lm.device
-    sampler = Sampler([seed + i for i in range(clips)], device)
+    seeds = [seed + i for i in range(clips)] if isinstance(seed, int) else list(seed)
+    if len(seeds) != clips:
+        raise ValueError(f"answers: expected a seed a clip, {clips}, got {len(seeds)}")
+    sampler = Sampler(seeds, device)
     sampler.temperature, sampler.top_p = temperature, top_p
     reader = _Reader(lm, reading)
     likely = reader.begin()[:, None]  # (B, beams so far, V)

@@ -22,23 +22,25 @@ from pyramid.levels import Pyramid
 from pyramid.tokens import TokenPyramid
 from pyramid.words import WordTable, content_words
 
-FORMAT, FORMAT_VERSION = "pyramid.index", 1
+FORMAT, FORMAT_VERSION = "pyramid.index", 2
 
 
 @dataclass(frozen=True)
 class Hit:
     """A clip that was found: its place in the index, its name, and its score: the mean over the words of the query, in
-    standard deviations of this index."""
+    standard deviations of this index; `span`: from and to which second of the file it goes, None for all of it."""
 
     place: int
     name: str
     score: float
+    span: tuple[float, float] | None = None
 
 
 class ClipIndex:
     """`ids` (N, S) int32: coarse tokens, `TokenPyramid.flatten`, whose places `word_places` are words of `table`;
     `names` of the N clips; `shape`: (frames, height, width) of the clips as they were read; `tokenizer`: a name of what
-    made the tokens. Raises ValueError for numbers that do not fit each other, or no word."""
+    made the tokens, `fingerprint` of its weights; `spans`: seconds of each clip in its file, None for all of it. Raises
+    ValueError for numbers that do not fit each other, or no word."""
 
     def __init__(
         self,
@@ -49,13 +51,17 @@ class ClipIndex:
         shape: tuple[int, int, int],
         detail: int,
         tokenizer: str,
+        fingerprint: str = "",
+        spans: Sequence[tuple[float, float] | None] | None = None,
     ) -> None:
-        if len(ids) != len(names):
-            raise ValueError(f"ClipIndex: expected a name a clip, {len(ids)}, got {len(names)}")
+        spans = [None] * len(ids) if spans is None else list(spans)
+        if not len(ids) == len(names) == len(spans):
+            raise ValueError(f"ClipIndex: expected {len(ids)} names and spans, got {len(names)} and {len(spans)}")
         if not word_places:
             raise ValueError("ClipIndex: expected tokens with words among them, got none; read a finer detail")
         self.ids, self.names, self.word_places = ids.to(torch.int32), list(names), list(word_places)
         self.table, self.shape, self.detail, self.tokenizer = table, shape, detail, tokenizer
+        self.fingerprint, self.spans = fingerprint, spans
 
     def __len__(self) -> int:
         return len(self.names)
@@ -87,7 +93,7 @@ class ClipIndex:
         scores = self._scores(torch.tensor(wanted))
         best = scores.topk(min(top, len(self)))
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        return [Hit(place, self.names[place], score) for place, score in pairs]
+        return [Hit(place, self.names[place], score, self.spans[place]) for place, score in pairs]
 
     def _scores(self, wanted: Tensor) -> Tensor:
         """(N,)"""
@@ -115,7 +121,9 @@ class ClipIndex:
                 "shape": list(self.shape),
                 "detail": self.detail,
                 "word_places": self.word_places,
+                "fingerprint": self.fingerprint,
                 "names": self.names,
+                "spans": self.spans,
             }
             (part / "index.json").write_text(json.dumps(record) + "\n", encoding="utf8")
 
@@ -139,6 +147,8 @@ class ClipIndex:
             (frames, height, width),
             record["detail"],
             record["tokenizer"],
+            record["fingerprint"],
+            [span and (span[0], span[1]) for span in record["spans"]],
         )
 
 

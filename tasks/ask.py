@@ -3,13 +3,14 @@ coarse levels of their pyramids."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tasks.console import Console
 from tasks.files import find_clips
-from tasks.options import Device, Inputs, Json, Model, Overwrite, check_device
+from tasks.options import Device, Inputs, Json, Model, Overwrite, check_device, parse_labels
 from tasks.reading import Batch, Detail, Every, Format, How, Said, Subtitles, read_clips
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def ask(
             raise ValueError("QUESTION: expected a question, got an empty one")
         lm, read = _reader(model, device, detail)
 
-        def say(tokens: TokenPyramid) -> list[Said]:
+        def say(tokens: TokenPyramid, places: Sequence[int]) -> list[Said]:
             answers = lm.ask(tokens, question, read, beams=beams)
             return [Said(answer.text, answer.confidence, {"question": question}) for answer in answers]
 
@@ -65,12 +66,10 @@ def classify(
     """Say which of some labels a clip has, with its probability among them."""
     with Console("classify", as_json, writes=out is not None) as console:
         paths = find_clips(inputs)
-        names = [part.strip() for part in labels.split(",") if part.strip()]
-        if len(names) < 2 or len(set(names)) < len(names):
-            raise ValueError(f"--labels: expected at least two labels between commas, each once, got {labels!r}")
+        names = parse_labels(labels)
         lm, read = _reader(model, device, detail)
 
-        def say(tokens: TokenPyramid) -> list[Said]:
+        def say(tokens: TokenPyramid, places: Sequence[int]) -> list[Said]:
             said = []
             for shares in lm.classify(tokens, names, question, read).tolist():
                 best = max(range(len(names)), key=shares.__getitem__)

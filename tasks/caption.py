@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lm.model import PyramidLM
+    from lm.reading import Answer
     from pyramid.tokens import TokenPyramid
     from tasks.corpus import Made, Sample
 
@@ -48,8 +50,12 @@ def caption(
         from tasks.corpus import shards_of
         from tasks.models import load_lm
 
+        decoding = Decoding(beams, temperature, seed)
         if shards := shards_of(inputs):
-            return _of_shards(shards, out, detail, batch, engine, model, check_device(device), console)
+            for name, given in (("--every", every), ("--words", words), ("--overwrite", overwrite)):
+                if given:
+                    raise ValueError(f"{name}: expected clips, got shards, whose run goes on by itself")
+            return _of_shards(shards, out, detail, decoding, batch, engine, model, check_device(device), console)
         paths = find_clips(inputs)
 
         lm = load_lm(model, check_device(device))
@@ -58,8 +64,8 @@ def caption(
         read = check_detail(lm.config.caption_detail if detail is None else detail, tokenizer.num_levels, "--detail")
         total = sum(pyramid.num_tokens for pyramid in tokenizer.pyramids(tokenizer.config.num_frames))
 
-        def say(tokens: TokenPyramid) -> list[Said]:
-            answers = lm.ask(tokens, None, read, beams=beams, temperature=temperature, seed=seed)
+        def say(tokens: TokenPyramid, places: Sequence[int]) -> list[Said]:
+            answers = lm.ask(tokens, None, read, **decoding.of(places))
             said = []
             for answer, top in zip(answers, tokenizer.words(tokens), strict=True):
                 fields = {"tokens_read": tokens.num_tokens(), "tokens_total": total, "words": top}
@@ -75,10 +81,23 @@ def caption(
         return read_clips(lm, paths, say, how, console, "caption")
 
 
+class Decoding(NamedTuple):
+    """How texts are found (`lm.reading.answers`); a clip's draw hangs on its place, not on those it is read with."""
+
+    beams: int
+    temperature: float
+    seed: int
+
+    def of(self, places: Sequence[int]) -> dict[str, Any]:
+        seeds = [(self.seed + place) % (1 << 63) for place in places]
+        return {"beams": self.beams, "temperature": self.temperature, "seed": seeds}
+
+
 def _of_shards(
     shards: list[Path],
     out: Path | None,
     detail: int | None,
+    how: Decoding,
     batch: int,
     engine: str,
     model: str | None,
@@ -93,23 +112,23 @@ def _of_shards(
         raise ValueError("--out: expected a folder for the captions of shards, got none")
 
     def make_work() -> _Captions:
-        return _Captions(load_lm(model, device), detail, batch)
+        return _Captions(load_lm(model, device), detail, how, batch)
 
-    settings = {"verb": "caption", "model": weights_hash(part_of(model, "lm")), "detail": detail}
+    settings = {"verb": "caption", "model": weights_hash(part_of(model, "lm")), "detail": detail, **how._asdict()}
     index = run_shards(shards, out, make_work, settings, console, engine)
     console.emit(index | {"out": str(out)}, f"{out}: {index['samples']} samples, {index['broken']} broken")
     return DONE
 
 
 class _Captions:
-    """Samples of a shard to their JSON with a caption, in batches that are decoded ahead; what cannot be read keeps its
-    place, and says why."""
+    """Samples of a shard to their JSON with a caption, in batches that are decoded ahead; a caption that was there
+    before is `caption_before`. What cannot be read keeps its place, and says why."""
 
-    def __init__(self, lm: PyramidLM, detail: int | None, batch: int) -> None:
+    def __init__(self, lm: PyramidLM, detail: int | None, how: Decoding, batch: int) -> None:
         from pyramid.levels import check_detail
 
         lm.vocabulary.task("caption")
-        self.lm, self.batch = lm, batch
+        self.lm, self.how, self.batch = lm, how, batch
         self.detail = check_detail(lm.config.caption_detail if detail is None else detail, lm.num_levels, "--detail")
 
     def __call__(self, samples: Iterable[Sample]) -> Iterator[Made]:
@@ -118,16 +137,28 @@ class _Captions:
         from tasks.corpus import Made, to_bytes, unreadable
 
         for group in grouped(ahead(samples, self._video), self.batch):
-            good = [video for _, video in group if not isinstance(video, Exception)]
-            answers = iter(self.lm.ask(torch.cat(good).to(self.lm.device), None, self.detail) if good else [])
+            good = [(sample.key, video) for sample, video in group if not isinstance(video, Exception)]
+            keys, videos = zip(*good, strict=True) if good else ((), ())
+            answers = self._answers(torch.cat(videos), keys) if good else iter([])
             for sample, video in group:
                 fields = sample.fields()
                 if isinstance(video, Exception):
                     yield unreadable(sample, video)
                     continue
-                answer = next(answers)
+                answer, familiar = next(answers)
+                if "caption" in fields:
+                    fields["caption_before"] = fields["caption"]
                 fields |= {"caption": answer.text, "confidence": round(answer.confidence, 4), "detail": self.detail}
+                fields |= {} if familiar is None else {"familiar": familiar}
                 yield Made(sample.key, {"json": to_bytes(fields)})
+
+    def _answers(self, video: Tensor, keys: Sequence[str]) -> Iterator[tuple[Answer, bool | None]]:
+        from tasks.reading import familiar
+
+        tokens = self.lm.tokenizer.encode(video.to(self.lm.device), self.detail)
+        decoding = self.how.of([zlib.crc32(key.encode()) for key in keys])
+        said = self.lm.ask(tokens, None, self.detail, **decoding)
+        yield from zip(said, familiar(self.lm, tokens), strict=True)
 
     def _video(self, sample: Sample) -> Tensor:
         from tasks.clips import read_spread

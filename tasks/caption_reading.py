@@ -30,17 +30,17 @@ def score_texts(
 ) -> list[Row]:
     """Captions of N clips by the model at a detail: `exact` (the same text), `verb` (the first word right), BLEU, chrF
     (sacreBLEU's, 0 to 100), ROUGE-L (F1), and `found`: how often the model finds the clip's own caption the likeliest
-    of `AMONG`, 19 of other clips with another one. Beside it: the most frequent caption of the training clips
-    (`learned`), and `nearest`, that of the training clip with the nearest codes."""
+    of `AMONG`, 19 of other clips with another one; of all there are, where there are fewer. Beside it: the most
+    frequent caption of the training clips (`learned`), and `nearest`, that of the training clip with the nearest
+    codes."""
     said = []
     for start in range(0, len(captions), _BATCH):
         said += lm.caption(tokens[slice(start, start + _BATCH)], detail)
-    usual = Counter(learned).most_common(1)[0][0]
+    usual = Counter(text for text in learned if text).most_common(1)[0][0]
     rows = [{"of": "most frequent caption", **likeness([usual] * len(captions), captions)}]
     rows.append({"of": "nearest code's caption", **likeness(nearest, captions)})
-    found = {"found": _found(lm, tokens, captions, detail, seed), "found_by_chance": 1 / AMONG}
-    rows.append({"of": "captions", "detail": detail, **likeness(said, captions), **found})
-    return rows
+    rows.append({"of": "captions", "detail": detail, **likeness(said, captions)})
+    return [*rows[:-1], rows[-1] | _found(lm, tokens, captions, detail, seed)]
 
 
 def likeness(said: Sequence[str], truth: Sequence[str]) -> Row:
@@ -86,12 +86,14 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _found(lm: PyramidLM, tokens: TokenPyramid, captions: Sequence[str], detail: int, seed: int) -> float:
-    """How often the own caption is the likeliest of its list. A text that is likely whatever the clip is no answer: its
-    mean log-likelihood over all clips is taken away."""
+def _found(lm: PyramidLM, tokens: TokenPyramid, captions: Sequence[str], detail: int, seed: int) -> Row:
+    """How often the own caption is the likeliest of its list, and by chance; nothing where all are the same. A text
+    that is likely whatever the clip is no answer: its mean log-likelihood over all clips is taken away."""
     captions = [_writable(lm, caption) for caption in captions]
     texts = sorted(set(captions))
-    parts = [lm.log_likelihoods(tokens[slice(i, i + 1)], texts, detail=detail) for i in range(len(captions))]
+    if len(texts) < 2:
+        return {}
+    parts = [lm.log_likelihoods(tokens[slice(i, i + 1)], texts, detail=detail).cpu() for i in range(len(captions))]
     likely = torch.cat(parts)
     likely = likely - likely.mean(dim=0)
     generator, right = torch.Generator().manual_seed(seed), []
@@ -100,7 +102,7 @@ def _found(lm: PyramidLM, tokens: TokenPyramid, captions: Sequence[str], detail:
         others = torch.tensor([place for place in range(len(texts)) if place != own])
         drawn: Tensor = others[torch.randperm(len(others), generator=generator)[: AMONG - 1]]
         right.append(bool(likely[row, own] > likely[row, drawn].max()))
-    return _mean(right)
+    return {"found": _mean(right), "found_by_chance": 1 / min(AMONG, len(texts))}
 
 
 def _writable(lm: PyramidLM, text: str) -> str:

@@ -69,6 +69,8 @@ def read_clips(
         for name, classes in source.classes.items():
             places = {value: place for place, value in enumerate(classes)}
             targets[name] += [places.get(clip.labels.get(name, ""), -1) for clip in clips]
+    if not ids:
+        raise ValueError(f"{what}: expected one that can be read or more, got none of {len(indices)}")
     known = {name: torch.tensor(values) for name, values in targets.items()}
     return LabelledClips(torch.cat(ids), torch.cat(pixels), known, captions if any(captions) else [])
 
@@ -153,10 +155,12 @@ def _nearest_clips(train_features: Tensor, test_features: Tensor) -> Tensor:
 
 
 def nearest_captions(tokenizer: PyramidTokenizer, train: LabelledClips, test: LabelledClips, detail: int) -> list[str]:
-    """For each test clip the caption of the training clip whose codes are nearest at a detail."""
+    """For each test clip the caption of the training clip whose codes are nearest at a detail, of those that have a
+    caption."""
     num_frames = train.pixels.shape[2]
     features = [torch.cat(_features(tokenizer, clips, num_frames)[:detail], dim=1) for clips in (train, test)]
-    return [train.captions[index] for index in _nearest_clips(features[0], features[1]).tolist()]
+    told = [place for place, caption in enumerate(train.captions) if caption]
+    return [train.captions[told[index]] for index in _nearest_clips(features[0][told], features[1]).tolist()]
 
 
 def _thumbs(pixels: Tensor) -> Tensor:
@@ -167,7 +171,7 @@ def _thumbs(pixels: Tensor) -> Tensor:
 
 def _features(tokenizer: PyramidTokenizer, clips: LabelledClips, num_frames: int) -> list[Tensor]:
     parts = [code_features(tokenizer, tokens_of(tokenizer, ids, num_frames)) for ids in clips.ids.split(256)]
-    return [torch.cat(level) for level in zip(*parts, strict=True)]
+    return [torch.cat(level).cpu() for level in zip(*parts, strict=True)]
 
 
 @torch.inference_mode()
@@ -175,7 +179,7 @@ def _reconstruction(tokenizer: PyramidTokenizer, test: LabelledClips, details: S
     """Mean PSNR in dB of the first test clips, by detail."""
     pixels = test.pixels[:_RECONSTRUCTED]
     video = pixels.float() / 127.5 - 1
-    tokens = tokens_of(tokenizer, test.ids[: len(pixels)], pixels.shape[2])
+    tokens = tokens_of(tokenizer, test.ids[: len(pixels)], pixels.shape[2]).to(tokenizer.device)
     quality = {}
     for detail in details:
         parts = [tokenizer.decode(tokens[slice(i, i + _BATCH)], detail).cpu() for i in range(0, len(pixels), _BATCH)]

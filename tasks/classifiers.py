@@ -5,6 +5,7 @@ and answer several questions at once (targets: alphabet, character, ...).
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -55,7 +56,7 @@ class CodeClassifier(nn.Module):
         super().__init__()
         self.pyramids = [pyramid.prefix(detail) for pyramid in tokenizer.pyramids(num_frames)]
         levels: Any = tokenizer.levels.levels
-        self.quantizers = [levels[level].quantizer for level in range(detail)]
+        self.quantizers = [copy.deepcopy(levels[level].quantizer).cpu() for level in range(detail)]
         self.shape = {"num_frames": num_frames, "height": tokenizer.config.height, "width": tokenizer.config.width}
         sides = [self._merged(level.h, level.w) for level in self.pyramids[-1].levels]
         self.project = nn.ModuleList(
@@ -146,7 +147,7 @@ class PixelClassifier(nn.Module):
 @dataclass(frozen=True, eq=False)
 class Fitted:
     """A network after `fit`, and what came of it: `steps`, and accuracy by target, and of all of them together, on the
-    clips it was not fitted on."""
+    clips it was not fitted on that have a class; no entry where none has."""
 
     model: nn.Module
     steps: int
@@ -185,10 +186,12 @@ def fit(
         said = [{name: part.argmax(dim=1) for name, part in model(rows).items()} for rows in test[0].split(_BATCH)]
     seconds = time.perf_counter() - begin
     accuracy, together = {}, torch.ones(len(test[0]), dtype=torch.bool)
+    known = torch.stack([values >= 0 for values in test[1].values()]).all(dim=0)
     for name, values in test[1].items():
         right = torch.cat([part[name] for part in said]) == values
-        accuracy[name] = float(right[values >= 0].float().mean())
-        together &= right | (values < 0)
-    if len(accuracy) > 1:
-        accuracy["all"] = float(together.float().mean())
+        if (values >= 0).any():
+            accuracy[name] = float(right[values >= 0].float().mean())
+        together &= right
+    if len(test[1]) > 1 and known.any():
+        accuracy["all"] = float(together[known].float().mean())
     return Fitted(model, learner.num_steps, accuracy, len(test[0]) / seconds)

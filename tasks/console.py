@@ -32,7 +32,8 @@ Item = TypeVar("Item")
 def user_can_mend(error: BaseException) -> bool:
     """True for what the user can put right: a file, a name, a value that one of our own checks refused.
 
-    A ValueError that a library raises below us is a fault of ours: we should have checked before.
+    A ValueError that a library raises below us, or code in C on a line of ours, is a fault of ours: we should have
+    checked before.
     """
     if isinstance(error, OSError):
         return True
@@ -40,10 +41,11 @@ def user_can_mend(error: BaseException) -> bool:
         return False
     _, in_a_worker, trace = str(error).partition(_IN_A_WORKER)
     if in_a_worker:
-        files = re.findall(r'^ +File "(.+)", line ', trace, re.MULTILINE)
+        frames = re.findall(r'^ +File "(.+)", line .+\n +(.*)', trace, re.MULTILINE)
     else:
-        files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-    return bool(files) and files[-1].startswith(_OUR_FILES)
+        frames = [(frame.filename, frame.line or "") for frame in traceback.extract_tb(error.__traceback__)]
+    file, line = frames[-1] if frames else ("", "")
+    return file.startswith(_OUR_FILES) and (not line or line.startswith("raise"))
 
 
 def one_line(error: BaseException) -> str:

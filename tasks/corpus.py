@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import glob
+import hashlib
 import json
 import os
 import tempfile
@@ -24,6 +25,7 @@ from pyramid.files import replacing
 from tasks.console import Console, one_line, user_can_mend
 
 FORMAT, FORMAT_VERSION = "pyramid.corpus", 1
+_BLOCK, _ENDS = 512, 1 << 16  # bytes: a tar is made of blocks; what a shard is known by
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,10 @@ Work = Callable[[Iterable[Sample]], Iterator[Made]]
 
 
 def read_shard(path: Path) -> Iterator[Sample]:
-    """Raises ValueError for what is no tar of samples; a shard that is cut short ends where it is cut, with a
-    warning."""
+    """Raises ValueError for what is no tar of samples, or is cut short."""
     import webdataset
 
+    _check_end(path)
     try:
         # Which shards a process reads is decided above; its own split by ranks is off.
         found = webdataset.WebDataset(
@@ -82,6 +84,25 @@ def read_shard(path: Path) -> Iterator[Sample]:
         raise ValueError(f"{path}: expected a WebDataset shard, got {type(error).__name__}: {error}") from None
 
 
+def _check_end(path: Path) -> None:
+    """Raises ValueError for a tar without its end: what is cut between two samples reads like a shorter one."""
+    with path.open("rb") as file:
+        head = file.read(_BLOCK)
+        file.seek(max(0, path.stat().st_size - _BLOCK))
+        if head[257:262] == b"ustar" and file.read().strip(b"\0"):
+            raise ValueError(f"{path}: expected a WebDataset shard, got one that is cut short: a tar ends in zeros")
+
+
+def _identity(path: Path) -> str:
+    """Of a shard, by its size and both of its ends."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        digest = hashlib.sha256(file.read(_ENDS))
+        file.seek(max(0, size - _ENDS))
+        digest.update(file.read())
+    return f"{size}-{digest.hexdigest()[:12]}"
+
+
 def _refuse(error: Exception) -> bool:
     raise error
 
@@ -89,19 +110,21 @@ def _refuse(error: Exception) -> bool:
 def shards_of(inputs: Sequence[str]) -> list[Path]:
     """The shards that files, globs and folders stand for; none where they stand for clips. Raises ValueError for both
     beside each other."""
+    from pyramid.data.folder import CLIP_SUFFIXES
+
     found: list[Path] = []
     others = 0
     for name in inputs:
         path = Path(name)
         if path.is_dir():
-            inside = sorted(path.glob("*.tar"))
+            there = [file for file in sorted(path.iterdir()) if file.suffix.lower() in (".tar", *CLIP_SUFFIXES)]
         else:
-            inside = [path] if path.exists() else [Path(match) for match in sorted(glob.glob(name, recursive=True))]
-            inside = [match for match in inside if match.suffix == ".tar"]
+            there = [path] if path.exists() else [Path(match) for match in sorted(glob.glob(name, recursive=True))]
+        inside = [match for match in there if match.suffix == ".tar"]
         found += inside
-        others += not inside
+        others += len(there) - len(inside) or not inside
     if found and others:
-        raise ValueError("expected shards or clips, got some of each")
+        raise ValueError(f"expected shards or clips, got some of each: {found[0]} beside {others} that are none")
     return find_shards(found)
 
 
@@ -126,8 +149,8 @@ def run_shards(
     """Work through what is missing of the shards in `out`, this process's share of them, and return the index of what
     is there. `make_work` is called once, if there is anything to do; `settings`: what results depend on.
 
-    Raises ValueError for an `out` of other settings or shards, and an engine that there is not; OSError and ValueError
-    for a shard that cannot be read, when the others are done.
+    Raises ValueError for an `out` of other settings or shards, a shard that is another one since, and an engine that
+    there is not; OSError and ValueError for a shard that cannot be read, when the others are done.
     """
     if engine not in ("torchrun", "ray"):
         raise ValueError(f"--engine: expected torchrun or ray, got {engine!r}")
@@ -136,6 +159,9 @@ def run_shards(
         _settle(out, {"shards": [shard.name for shard in shards], **settings})
     rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     todo = [shard for shard in shards if not (out / shard.name).exists()]
+    for shard in set(shards).difference(todo):
+        if json.loads((out / f"{shard.name}.json").read_text(encoding="utf8")).get("source") != _identity(shard):
+            raise ValueError(f"{shard}: expected the shard that {out / shard.name} was made of, got another one")
     if len(todo) < len(shards):
         console.note(f"{out}: {len(shards) - len(todo)} of {len(shards)} shards are there")
     faults: list[Exception] = []
@@ -181,7 +207,7 @@ def do_shard(shard: Path, out: Path, work: Work, told: Callable[[], object] = la
 def _fill_shard(shard: Path, out: Path, work: Work, told: Callable[[], object]) -> dict[str, int]:
     import webdataset
 
-    begin = time.monotonic()
+    begin, source = time.monotonic(), _identity(shard)
     for stale in out.glob(f".{shard.name}.*.part"):  # of a process that died
         stale.unlink()
     part = out / f".{shard.name}.{os.getpid()}.part"
@@ -197,7 +223,7 @@ def _fill_shard(shard: Path, out: Path, work: Work, told: Callable[[], object]) 
             writer.close()
             file.flush()
             os.fsync(file.fileno())
-        record = {"name": shard.name, **counts, "seconds": round(time.monotonic() - begin, 2)}
+        record = {"name": shard.name, "source": source, **counts, "seconds": round(time.monotonic() - begin, 2)}
         with replacing(out / f"{shard.name}.json") as told_file:
             told_file.write_text(json.dumps(record) + "\n", encoding="utf8")
         part.rename(out / shard.name)  # last: a shard that is there is whole

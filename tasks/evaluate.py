@@ -6,7 +6,6 @@ and evaluation.png.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ import typer
 from tasks import evaluate_episodes, evaluate_lm, evaluate_understanding
 from tasks.console import DONE, USER_CAN_MEND, Console
 from tasks.files import claim_folder, write_evaluation
-from tasks.models import load_tokenizer, part_of
+from tasks.models import fingerprint, load_tokenizer, part_of
 from tasks.options import MAX_SEED, Device, Figures, Json, Overwrite, Seed, check_device, parse_size
 
 if TYPE_CHECKING:
@@ -215,13 +214,7 @@ def model_hash(tokenizer: Any, folder: Path) -> str:
     """16 hexadecimal digits over config.json, every weight and the word table: of what they hold, as two files of the
     same weights need not be equal (safetensors writes its header in no fixed order)."""
     config = json.loads((folder / "config.json").read_text(encoding="utf8"))
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for name, weight in sorted(tokenizer.state_dict().items()):
-        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        digest.update(weight.numpy(force=True).tobytes())
-    if getattr(tokenizer, "table", None) is not None:
-        digest.update(tokenizer.table.hash.encode())
-    return digest.hexdigest()[:16]
+    return fingerprint(tokenizer, json.dumps(config, sort_keys=True))
 
 
 def write(result: Evaluation, out: Path) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lm.episodes import EpisodeData, EpisodeModel
     from pyramid.tokenizer import PyramidTokenizer
     from tasks.held_out import Source
+    from tasks.one_shot import Run
 
 Row = dict[str, Any]
 _FIRST = 700_000  # of the clips of a split of shapes; no other evaluation takes them
@@ -39,7 +40,7 @@ def episodes(
     clips: Annotated[
         int, typer.Option("--clips", min=64, help="Clips to learn from; a quarter as many are asked.")
     ] = 4000,
-    minutes: Annotated[float, typer.Option("--minutes", help="Of training, a seed.")] = 3.0,
+    minutes: Annotated[float, typer.Option("--minutes", min=0.01, help="Of training, a seed.")] = 3.0,
     seeds: Seeds = 2,
     one_shot: OneShot = None,
     out: Figures = None,
@@ -60,16 +61,20 @@ def episodes(
             claim_folder(out, overwrite)
         tokenizer = load_tokenizer(model, check_device(device))
         from tasks.evaluate import describe_model, protocol_lines, table
+        from tasks.one_shot import read_runs
 
-        learned, asked = _clips(tokenizer, model, data, clips, seed, console)
+        runs = [] if one_shot is None else read_runs(one_shot, tokenizer.config.size)
+        if runs and ways < len(runs[0].known):
+            raise ValueError(f"--one-shot: expected --ways of at least {len(runs[0].known)}, got {ways}")
+        learned, asked = _clips(tokenizer, model, data, clips, ways, seed, console)
         rows: list[Row] = []
         for number in range(seed, seed + seeds):
             trained = _train(learned, ways, max(counts), minutes, number, console)
             for row in _score(trained, asked, ways, counts, number):
                 rows.append(row)
                 console.emit(row)
-            if one_shot is not None:
-                rows.append({"seed": number} | _one_shot(trained, tokenizer, one_shot))
+            if runs:
+                rows.append({"seed": number} | _one_shot(trained, tokenizer, runs))
                 console.emit(rows[-1])
         protocol = describe_model(model, tokenizer, part_of(model, "tokenizer"))
         protocol |= {"data": data, "ways": ways, "training_clips": clips, "minutes": minutes, "episodes_a_figure": 500}
@@ -94,7 +99,7 @@ def _counts(shots: str) -> list[int]:
 
 
 def _clips(
-    tokenizer: PyramidTokenizer, model: str, data: str, count: int, seed: int, console: Console
+    tokenizer: PyramidTokenizer, model: str, data: str, count: int, ways: int, seed: int, console: Console
 ) -> tuple[EpisodeData, dict[str, EpisodeData]]:
     """Those to learn from, and those to ask about, by the kind of class."""
     from lm.episodes import EpisodeData
@@ -117,11 +122,15 @@ def _clips(
         raise ValueError(f"{data}: expected a training split with labels, found {source.no_probe or 'no labels'}")
     generator = torch.Generator().manual_seed(seed)
     names = source.classes["label"]
-    kept = {names[index] for index in torch.randperm(len(names), generator=generator)[: len(names) // 5].tolist()}
+    if len(names) < 2 * ways:
+        raise ValueError(f"{data}: expected at least {2 * ways} labels, {ways} of them for the test, got {len(names)}")
+    tested = max(ways, len(names) // 5)
+    kept = {names[index] for index in torch.randperm(len(names), generator=generator)[:tested].tolist()}
     parts = []
     for part, most, inside in (("train", count, False), ("held_out", count // 4, True)):
         order = torch.randperm(source.size(part), generator=generator).tolist()  # type: ignore[arg-type]
-        chosen = [index for index in order if (_label_of(source, part, index) in kept) == inside][:most]
+        known = [(index, label) for index in order if (label := _label_of(source, part, index)) is not None]
+        chosen = [index for index, label in known if (label in kept) == inside][:most]
         features, labels = _features(tokenizer, source, part, chosen, console)
         parts.append(EpisodeData(features, [[label.get("label") for label in labels]]))
     return parts[0], {"label": parts[1]}
@@ -133,9 +142,10 @@ def _views(labels: Sequence[dict[str, str]]) -> tuple[list[Hashable], list[list[
     return list(zip(*rules, strict=True)), rules
 
 
-def _label_of(source: Any, part: str, index: int) -> str:
+def _label_of(source: Any, part: str, index: int) -> str | None:
     dataset = source.held_out if part == "held_out" else source.train
-    return str(dataset.clips[index].label)
+    label = dataset.clips[index].label
+    return None if label is None else str(label)
 
 
 def _features(
@@ -188,20 +198,18 @@ def _score(
     return rows
 
 
-def _one_shot(model: EpisodeModel, tokenizer: PyramidTokenizer, archive: Path) -> Row:
+def _one_shot(model: EpisodeModel, tokenizer: PyramidTokenizer, runs: Sequence[Run]) -> Row:
     """Omniglot's benchmark: the 20 pictures of a run are shown with labels, those to be matched are asked for."""
     import torch
 
     from lm.episodes import Episodes, say_by_model, say_by_nearest_mean, word_features
-    from tasks.one_shot import VIEWS, read_runs, run_tokens
+    from tasks.one_shot import VIEWS, run_tokens
 
     right: dict[str, list[float]] = {"right": [], "nearest_mean": []}
-    for run in read_runs(archive, tokenizer.config.size):
+    for run in runs:
         known_names = torch.arange(len(run.known))
-        if len(known_names) > model.config.num_labels:
-            raise ValueError(f"--one-shot: expected --ways {len(known_names)}, got fewer")
         asked, known = (
-            torch.stack([word_features(tokenizer, view) for view in side]).mean(dim=0)
+            torch.stack([word_features(tokenizer, view).cpu() for view in side]).mean(dim=0)
             for side in run_tokens(tokenizer, run, tokenizer.config.num_frames, VIEWS)
         )
         rows = torch.cat([known.expand(len(asked), *known.shape), asked[:, None]], dim=1)

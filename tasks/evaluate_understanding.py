@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pyramid.tokenizer import PyramidTokenizer
     from tasks.class_reading import Budget
     from tasks.held_out import Source
+    from tasks.one_shot import Run
 
 Row = dict[str, Any]
 _FIRST = 200_000  # of the clips of a split of shapes; no other evaluation takes them
@@ -82,6 +83,9 @@ def understanding(
             raise ValueError("--one-shot: expected --minutes above 0, got 0")
         from tasks.class_reading import Budget
         from tasks.evaluate import describe_model, open_source
+        from tasks.one_shot import read_runs
+
+        runs = [] if one_shot is None else read_runs(one_shot, tokenizer.config.size)
 
         chosen = data or ["shapes:mini" if tokenizer.config.size == (32, 32) else "shapes:single"]
         source = open_source(chosen, tokenizer, part_of(model, "tokenizer"), targets=targets)
@@ -93,7 +97,7 @@ def understanding(
             _read_shapes(lm, details, clips, numbers, report)
             writer = None
         if writer is not None or (minutes and source.classes):
-            _read_folder(writer, tokenizer, source, details, clips, budget, numbers, one_shot, report)
+            _read_folder(writer, tokenizer, source, details, clips, budget, numbers, runs, report)
         if minutes and not source.classes:
             console.note(f"no classes: {source.no_probe}")
         described = describe_model(model, lm or tokenizer, part_of(model, "lm" if lm is not None else "tokenizer"))
@@ -148,7 +152,7 @@ def _read_folder(
     clips: int,
     budget: Budget,
     seeds: range,
-    one_shot: Path | None,
+    one_shot: Sequence[Run],
     report: _Report,
 ) -> None:
     """Classes and the one-shot benchmark, where there is time for classifiers; texts, where `lm` writes them."""
@@ -166,6 +170,9 @@ def _read_folder(
 
     track = report.console.track
     learned, asked = some("train", budget.clips), some("held_out", clips * len(seeds))
+    if not (learned and asked):
+        counts = f"{len(learned)} and {len(asked)}"
+        raise ValueError(f"expected clips to learn from and clips held out (split train, val or test), got {counts}")
     trained = read_clips(tokenizer, source, "train", learned, track, "training clips")
     tested = read_clips(tokenizer, source, "held_out", asked, track, "held-out clips")
     if budget.minutes and source.classes:
@@ -173,7 +180,7 @@ def _read_folder(
             tokenizer, source, trained, tested, details, budget=budget, seeds=list(seeds), track=track
         )
         report.add("classes", None, rows)
-        if one_shot is not None:
+        if one_shot:
             from tasks.one_shot import score_one_shot
 
             report.add("one-shot", None, score_one_shot(tokenizer, one_shot, fitted, trained, details, seeds[0]))

@@ -14,7 +14,7 @@ import typer
 
 from tasks.console import DONE, Console, user_can_mend
 from tasks.files import claim, find_clips
-from tasks.options import Device, Json, Model, Out, Overwrite, Seed, check_device
+from tasks.options import Device, Json, Model, Out, Overwrite, Seed, check_device, parse_labels
 from tasks.reading import shown_clips
 
 if TYPE_CHECKING:
@@ -78,11 +78,14 @@ def incontext(
         if what not in WHAT:
             raise ValueError(f"expected one of {', '.join(WHAT)}, got {what!r}")
         setting = _Setting.of(model, device, detail, seed, console)
-        known = setting.examples(examples, "label" if what == "classify" else "caption")
+        asked = set() if what == "generate" else {path.resolve() for path in find_clips(given)}
+        known = setting.examples(examples, "label" if what == "classify" else "caption", asked)
 
         def connect() -> LanguageModel:
             return _connect(llm, base_url, timeout, retries, cache, device)
 
+        if max_cost is not None and not price_in + price_out:
+            raise ValueError("--max-cost: expected --price-in or --price-out beside it, got none")
         spending = _Spending(price_in, price_out, max_cost)
         if what == "generate":
             claim([out], overwrite)
@@ -100,7 +103,7 @@ def incontext(
 
             return setting.answer(given, connect(), captioning, read_caption, "caption", _CAPTION, spending)
         there = {answer for answer, _ in known}
-        names = [part.strip() for part in labels.split(",")] if labels else sorted(there)
+        names = parse_labels(labels) if labels else sorted(there)
         if shots and (missing := [name for name in names if name not in there]):
             raise ValueError(f"--labels: {examples}: expected examples of each label, found none of {missing[0]!r}")
         chosen = setting.choose(known, shots, names)
@@ -215,9 +218,9 @@ class _Setting:
 
     @property
     def counts(self) -> list[int]:
-        """Words of each level of a clip."""
+        """Words of each level of a clip that is shown."""
         pyramids = self.tokenizer.pyramids(self.tokenizer.config.num_frames)
-        return [sum(p.counts[level] for p in pyramids) for level in self.tokenizer.word_levels]
+        return [sum(p.counts[level] for p in pyramids) for level in self.tokenizer.word_levels[: self.detail]]
 
     def words(self, video: Tensor) -> list[list[str]]:
         import torch
@@ -228,13 +231,15 @@ class _Setting:
             tokens = self.tokenizer.encode(video.to(self.tokenizer.device), max(self.tokenizer.word_levels) + 1)
         return clip_words(self.tokenizer.words(tokens)[0])
 
-    def examples(self, folder: Path, field: str) -> list[tuple[str, Path]]:
-        """(label or caption, clip) of the folder's lines that have one. Raises ValueError for none."""
+    def examples(self, folder: Path, field: str, asked: set[Path]) -> list[tuple[str, Path]]:
+        """(label or caption, clip) of the folder's lines that have one, but for the clips that are asked about. Raises
+        ValueError for none."""
         from pyramid.data.folder import find_metadata, read_metadata
 
         if not folder.is_dir():
             raise FileNotFoundError(f"--examples: {folder}: expected a folder, found none")
         clips = [clip for file in find_metadata(folder) for clip in read_metadata(file)]
+        clips = [clip for clip in clips if clip.path.resolve() not in asked]
         known = [(str(getattr(clip, field)), clip.path) for clip in clips if getattr(clip, field) not in (None, "")]
         if not known:
             raise ValueError(f'--examples: {folder}: expected lines of metadata.jsonl with a "{field}", found none')

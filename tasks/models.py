@@ -6,6 +6,7 @@ A model folder holds `tokenizer/` and `lm/` (and `mini`, which ships, `judge/`),
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,6 +74,17 @@ def codebook_sizes(tokenizer: PyramidTokenizer) -> list[int]:
     """How many codes each level has."""
     levels: Any = tokenizer.levels.levels
     return [level.quantizer.codebook_size for level in levels]
+
+
+def fingerprint(module: Any, more: str = "") -> str:
+    """16 hexadecimal digits over every weight, the word table where there is one, and `more`."""
+    digest = hashlib.sha256(more.encode())
+    for name, weight in sorted(module.state_dict().items()):
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.numpy(force=True).tobytes())
+    if getattr(module, "table", None) is not None:
+        digest.update(module.table.hash.encode())
+    return digest.hexdigest()[:16]
 
 
 def load_tokenizer(model: str | None = None, device: str = "cpu") -> PyramidTokenizer:

@@ -96,7 +96,7 @@ def error(runs: Iterable[tuple[Tensor, Tensor, Tensor]]) -> float:
 
 def score_one_shot(
     tokenizer: PyramidTokenizer,
-    archive: Path,
+    runs: Sequence[Run],
     fitted: Mapping[int, Fitted],
     train: LabelledClips,
     details: Sequence[int],
@@ -105,7 +105,6 @@ def score_one_shot(
     """Errors at each detail, of one view of a picture and of the mean of several: by the nearest codes as they are; by
     the nearest vector that a classifier, fitted on other alphabets, makes of the codes of the last chunk alone. And by
     pixels, and by chance."""
-    runs = read_runs(archive, tokenizer.config.size)
     num_frames = train.pixels.shape[2]
     tokens = [run_tokens(tokenizer, run, num_frames, VIEWS, seed) for run in runs]
     truth = [run.truth for run in runs]
@@ -131,9 +130,10 @@ def _codes(tokenizer: PyramidTokenizer, detail: int, tokens: TokenPyramid) -> Te
     """Codes of the last chunk, side by side."""
     levels: Any = tokenizer.levels.levels
     ids = tokens.ids[-1][:detail]
-    return torch.cat([levels[k].quantizer.ids_to_codes(part).float().flatten(1) for k, part in enumerate(ids)], dim=1)
+    codes = [levels[k].quantizer.ids_to_codes(part).float().flatten(1) for k, part in enumerate(ids)]
+    return torch.cat(codes, dim=1).cpu()
 
 
 @torch.inference_mode()
 def _vectors(model: CodeClassifier, detail: int, chunk: int, tokens: TokenPyramid) -> Tensor:
-    return model.vectors(tokens.truncate(detail).flatten(), [chunk]).float()
+    return model.vectors(tokens.truncate(detail).flatten().cpu(), [chunk]).float()

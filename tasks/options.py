@@ -47,6 +47,14 @@ def check_device(name: str) -> str:
     return name
 
 
+def parse_labels(text: str) -> list[str]:
+    """Raises ValueError for fewer than two between the commas, or one twice."""
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise ValueError(f"--labels: expected at least two labels between commas, each once, got {text!r}")
+    return names
+
+
 def parse_details(text: str, num_levels: int) -> list[int]:
     """`all`, `3`, `1,3` or `1-3` -> details. Raises ValueError for what is not from 1 to `num_levels`."""
     if text == "all":

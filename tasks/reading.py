@@ -6,7 +6,7 @@ import itertools
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,6 +73,10 @@ class Said:
     lines: tuple[str, ...] = ()
 
 
+# What is said of some clips, by their tokens and their places among all that are read.
+Say = Callable[["TokenPyramid", Sequence[int]], list[Said]]
+
+
 @dataclass(frozen=True)
 class How:
     """The flags of a reading verb: `detail` to read, seconds of a window, clips of a batch, where subtitles go."""
@@ -88,12 +92,12 @@ class How:
 def read_clips(
     lm: PyramidLM,
     paths: Sequence[Path],
-    say: Callable[[TokenPyramid], list[Said]],
+    say: Say,
     how: How,
     console: Console,
     name: str,
 ) -> int:
-    """Run a reading verb: `say` on batches of tokens; a line for each clip or window, and subtitles. `name`: of the
+    """Run a reading verb: `say` on batches; a line for each clip or window, and subtitles. `name`: of the
     text in the records. Returns the exit code: a file that cannot be read is a line, and the others go on."""
     files = subtitle_files(paths, how)
     config, detail, every = lm.tokenizer.config, how.detail, how.every
@@ -105,23 +109,24 @@ def read_clips(
     console.note(f"reading {what}, cropped to {config.height}x{config.width}, {levels}")
     code, strange, total, begin = DONE, 0, 0, time.monotonic()
     cues: dict[Path, list[tuple[float, float, Said]]] = {}
-    for group in grouped(shown_clips(paths, config.num_frames, config.size, every), how.batch):
-        good = [shown for _, shown in group if isinstance(shown, Shown)]
+    clips = enumerate(shown_clips(paths, config.num_frames, config.size, every))
+    for group in grouped(clips, how.batch):
+        good = {place: shown for place, (_, shown) in group if isinstance(shown, Shown)}
         said = _say(lm, good, say, detail)
-        for path, shown in group:
+        for _, (path, shown) in group:
             if isinstance(shown, Exception):
                 code = console.refuse(path, shown)
                 continue
-            (answer, familiar), end = next(said), shown.end
+            (answer, alike), end = next(said), shown.end
             span = {} if end is None else {"start": round(shown.start, 3), "end": round(end, 3)}
             record = {"input": str(path), **span, name: answer.text, "confidence": round(answer.confidence, 4)}
             times = "" if end is None else f" {_clock(shown.start, '.')} - {_clock(end, '.')}"
             record |= {"detail": detail, "frames": shown.frames} | answer.fields
-            if familiar is not None:
-                record["familiar"] = familiar
-                strange += not familiar
+            if alike is not None:
+                record["familiar"] = alike
+                strange += not alike
             total += 1
-            unlike = "" if familiar in (None, True) else " [unlike what the model was trained on]"
+            unlike = "" if alike in (None, True) else " [unlike what the model was trained on]"
             sure = f" ({answer.confidence:.0%})" if answer.confidence < SURE else ""
             console.emit(record, "\n".join([f"{path}:{times} {answer.text}{sure}{unlike}", *answer.lines]))
             if end is not None:
@@ -142,21 +147,24 @@ def read_clips(
     return code
 
 
-def _say(
-    lm: PyramidLM, good: Sequence[Shown], say: Callable[[TokenPyramid], list[Said]], detail: int
-) -> Iterator[tuple[Said, bool | None]]:
-    """What is said of each, and whether it is like what the model was trained on, where that can be told."""
+def _say(lm: PyramidLM, good: Mapping[int, Shown], say: Say, detail: int) -> Iterator[tuple[Said, bool | None]]:
+    """What is said of clips, by their places among all, and whether each is like what the model was trained on."""
     import torch
 
     if not good:
         return
     with torch.inference_mode():
-        tokens = lm.tokenizer.encode(torch.cat([shown.video for shown in good]).to(lm.device), detail)
-        said = say(tokens)
-    if lm.config.familiar is None or detail < lm.config.caption_detail:
-        yield from ((each, None) for each in said)
-        return
-    yield from zip(said, (lm.surprise(tokens) <= lm.config.familiar).tolist(), strict=True)
+        tokens = lm.tokenizer.encode(torch.cat([shown.video for shown in good.values()]).to(lm.device), detail)
+        said = say(tokens, list(good))
+    yield from zip(said, familiar(lm, tokens), strict=True)
+
+
+def familiar(lm: PyramidLM, tokens: TokenPyramid) -> list[bool | None]:
+    """Of each clip whether it is like what the model was trained on; None where that cannot be told: a model that
+    measured nothing, or tokens of fewer levels than it measured."""
+    if lm.config.familiar is None or tokens.num_levels < lm.config.caption_detail:
+        return [None] * tokens.batch_size
+    return (lm.surprise(tokens) <= lm.config.familiar).tolist()
 
 
 def grouped(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pyramid.retrieval import ClipIndex, Hit
+    from pyramid.tokenizer import PyramidTokenizer
 
 
 def index(
@@ -37,7 +38,7 @@ def index(
 
         from pyramid.levels import check_detail
         from pyramid.retrieval import ClipIndex, word_places
-        from tasks.models import load_tokenizer
+        from tasks.models import DEFAULTS, fingerprint, load_tokenizer
 
         tokenizer = load_tokenizer(model, check_device(device))
         config = tokenizer.config
@@ -45,7 +46,7 @@ def index(
             raise ValueError("--model: expected a tokenizer with levels of words, got one without")
         coarse = max(tokenizer.word_levels) + 1 if detail is None else detail
         coarse = check_detail(coarse, tokenizer.num_levels, "--detail")
-        ids, names, code = [], [], DONE
+        ids, names, spans, code = [], [], [], DONE
         clips = shown_clips(paths, config.num_frames, config.size, every)
         for group in grouped(console.track(clips, "clips"), batch):
             good = []
@@ -54,7 +55,8 @@ def index(
                     code = console.refuse(path, shown)
                 else:
                     good.append(shown.video)
-                    names.append(str(path) if shown.end is None else f"{path} {shown.start:g}-{shown.end:g} s")
+                    names.append(str(path))
+                    spans.append(None if shown.end is None else (round(shown.start, 3), round(shown.end, 3)))
             if good:
                 tokens = tokenizer.encode(torch.cat(good).to(tokenizer.device), coarse)
                 ids.append(tokens.flatten().to(torch.int32).cpu())
@@ -63,7 +65,8 @@ def index(
         pyramids = [pyramid.prefix(coarse) for pyramid in tokenizer.pyramids(config.num_frames)]
         places = word_places(pyramids, tokenizer.word_levels)
         shape = (config.num_frames, *config.size)
-        made = ClipIndex(torch.cat(ids), names, places, tokenizer.table, shape, coarse, str(model or ""))
+        made_by = (str(model or DEFAULTS["tokenizer"]), fingerprint(tokenizer))
+        made = ClipIndex(torch.cat(ids), names, places, tokenizer.table, shape, coarse, *made_by, spans)
         made.save(out)
         record = {"out": str(out), "clips": len(made), "detail": coarse, "words_a_clip": len(places)}
         console.emit(record, f"{out}: {len(made)} clips, {len(places)} words each")
@@ -95,7 +98,7 @@ def search(
         from pyramid.retrieval import ClipIndex
 
         clips = ClipIndex.load(folder)
-        made_by = model or clips.tokenizer or None
+        made_by = model or clips.tokenizer
         if query is not None:
             if unknown := clips.unknown(query):
                 console.note(f"not in the index's table of words, and left out: {', '.join(unknown)}")
@@ -106,12 +109,23 @@ def search(
         if rerank and query is not None:
             hits = _again(query, hits, clips, made_by, device)[:top]
         for rank, hit in enumerate(hits, start=1):
-            record = {"rank": rank, "input": hit.name, "score": round(hit.score, 4)}
-            console.emit(record, f"{rank}. {hit.name} ({hit.score:.2f})")
+            span = {} if hit.span is None else dict(zip(("start", "end"), hit.span, strict=True))
+            record = {"rank": rank, "input": hit.name, **span, "score": round(hit.score, 4)}
+            place = "" if hit.span is None else f" {hit.span[0]:g}-{hit.span[1]:g} s"
+            console.emit(record, f"{rank}. {hit.name}{place} ({hit.score:.2f})")
     return DONE
 
 
-def _words_of(path: Path, clips: ClipIndex, model: str | None, device: str) -> Tensor:
+def _check(clips: ClipIndex, tokenizer: PyramidTokenizer, model: str) -> None:
+    """Raises ValueError for another tokenizer than that of the index."""
+    from tasks.models import fingerprint
+
+    if (found := fingerprint(tokenizer)) != clips.fingerprint:
+        wanted = f"{clips.tokenizer}, {clips.fingerprint}"
+        raise ValueError(f"--model: expected the tokenizer of the index, {wanted}, got that of {model}, {found}")
+
+
+def _words_of(path: Path, clips: ClipIndex, model: str, device: str) -> Tensor:
     """Word ids (P,) of a clip, read as the clips of the index were."""
     import torch
 
@@ -119,24 +133,22 @@ def _words_of(path: Path, clips: ClipIndex, model: str | None, device: str) -> T
     from tasks.models import load_tokenizer
 
     tokenizer = load_tokenizer(model, check_device(device))
+    _check(clips, tokenizer, model)
     frames, height, width = clips.shape
     video, _ = read_spread(path, frames, (height, width))
     with torch.inference_mode():
         flat = tokenizer.encode(video.to(tokenizer.device), clips.detail).flatten().cpu()
-    if flat.shape[1] != clips.ids.shape[1]:
-        raise ValueError(
-            f"--model: expected the tokenizer of the index, {clips.ids.shape[1]} tokens a clip, got {flat.shape[1]}"
-        )
     return flat[0, clips.word_places]
 
 
-def _again(query: str, hits: list[Hit], clips: ClipIndex, model: str | None, device: str) -> list[Hit]:
+def _again(query: str, hits: list[Hit], clips: ClipIndex, model: str, device: str) -> list[Hit]:
     """The same clips by log-probability of the text as their caption."""
     from dataclasses import replace
 
     from tasks.models import load_lm
 
     lm = load_lm(model, check_device(device))
+    _check(clips, lm.tokenizer, model)
     pyramids = [pyramid.prefix(clips.detail) for pyramid in lm.tokenizer.pyramids(clips.shape[0])]
     scored = []
     for first in range(0, len(hits), 32):

@@ -81,6 +81,20 @@ def test_labels_of_replies(reply, answer):
     assert read_label(reply, ["red", "blue", "dark blue"]) == answer
 
 
+@pytest.mark.parametrize(
+    ("labels", "replies"),
+    [
+        (["C", "C++", "Java"], {"C++": "C++", "c": "C", "It is C++, not Java.": "C++", "C# or so": "C"}),
+        (["3", "-3"], {"-3": "-3", "3": "3", "it must be -3": "-3", "label: 3.": "3"}),
+        (["+", "-"], {"": "", "-": "-", "I say +": "+", "neither": ""}),
+        (["Red", "red"], {"red": "red", "Red": "Red", "RED": "Red"}),
+        (["red-green", "blue"], {"red green": "red-green", "the red, green one": "red-green"}),
+    ],
+)
+def test_labels_that_signs_alone_tell_apart(labels, replies):
+    assert {reply: read_label(reply, labels).answer for reply in replies} == replies
+
+
 def test_no_reply_is_too_strange():
     draw = random.Random(0)
     letters = string.printable + "éß漢\u2028\x00" + "ring red left"

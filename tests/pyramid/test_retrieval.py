@@ -59,12 +59,14 @@ def test_a_clip_finds_itself(index):
 
 
 def test_a_folder_holds_it(index, tmp_path):
+    index.spans[1], index.fingerprint = (2.0, 4.5), "abc"
     index.save(tmp_path / "index")
     again = ClipIndex.load(tmp_path / "index")
     assert torch.equal(again.ids, index.ids) and again.search("a red star") == index.search("a red star")
     assert (again.names, again.shape, again.detail, again.tokenizer) == (index.names, (9, 8, 8), 2, "mini")
-    (tmp_path / "index" / "index.json").write_text(json.dumps({"format": "pyramid.index", "version": 2}))
-    with pytest.raises(ValueError, match=r"expected pyramid.index, version 1, got \('pyramid.index', 2\)"):
+    assert (again.spans, again.fingerprint) == ([None, (2.0, 4.5), None, None], "abc")
+    (tmp_path / "index" / "index.json").write_text(json.dumps({"format": "pyramid.index", "version": 1}))
+    with pytest.raises(ValueError, match=r"expected pyramid.index, version 2, got \('pyramid.index', 1\)"):
         ClipIndex.load(tmp_path / "index")
     with pytest.raises(FileNotFoundError, match="`pyramid index` makes one"):
         ClipIndex.load(tmp_path)
@@ -78,5 +80,5 @@ def test_errors(index):
         index.search("red", 0)
     with pytest.raises(ValueError, match="expected tokens with words among them, got none"):
         ClipIndex(index.ids, index.names, [], index.table, (9, 8, 8), 2, "mini")
-    with pytest.raises(ValueError, match="expected a name a clip, 4, got 1"):
+    with pytest.raises(ValueError, match="expected 4 names and spans, got 1 and 4"):
         ClipIndex(index.ids, ["a"], [0], index.table, (9, 8, 8), 2, "mini")

@@ -17,7 +17,7 @@ import pytest
 from pyramid.data.video import write_video
 from tasks import cli
 from tasks.console import Console
-from tasks.corpus import Made, Sample, find_shards, read_shard, run_shards
+from tasks.corpus import Made, Sample, find_shards, read_shard, run_shards, shards_of
 
 
 def write_shard(path, samples):
@@ -131,6 +131,35 @@ def test_a_shard_without_samples_is_named(tmp_path, capsys):
     assert "links.tar: expected samples, found none" in capsys.readouterr().err
 
 
+def test_a_shard_that_is_cut_is_refused(shards, tmp_path):
+    """Between two samples, where what is left reads like a shorter shard."""
+    whole = shards[1].read_bytes()
+    with tarfile.open(shards[1]) as tar:
+        members = tar.getmembers()
+    shards[1].write_bytes(whole[: members[-2].offset])
+    with pytest.raises(ValueError, match="00001.tar: expected a WebDataset shard, got one that is cut short"):
+        run_all(shards, tmp_path / "out")
+    shards[1].write_bytes(whole)
+    assert run_all(shards, tmp_path / "out")["samples"] == 30
+
+
+def test_results_are_of_their_own_shards(shards, tmp_path):
+    run_all(shards, tmp_path / "out")
+    write_shard(shards[3], [("other.json", b'{"n": 1}')])
+    with pytest.raises(ValueError, match=r"00003.tar: expected the shard that .*out/00003.tar was made of"):
+        run_all(shards, tmp_path / "out")
+
+
+def test_shards_and_clips_are_not_mixed(shards, tmp_path):
+    folder = shards[0].parent
+    assert shards_of([str(folder)]) == shards == shards_of([str(folder / "*")])
+    (folder / "clip.mp4").write_bytes(b"x")
+    for inputs in ([str(folder)], [str(folder / "*")], [str(shards[0]), str(folder / "clip.mp4")]):
+        with pytest.raises(ValueError, match="expected shards or clips, got some of each"):
+            shards_of(inputs)
+    assert shards_of([str(folder / "clip.mp4")]) == []
+
+
 def test_a_folder_keeps_its_settings(shards, tmp_path):
     run_all(shards, tmp_path / "out", model="a")
     assert run_all(shards, tmp_path / "out", model="a")["samples"] == 30
@@ -168,7 +197,10 @@ def corpus(tmp_path):
         (tmp_path / "c.mp4").unlink()
     folder = tmp_path / "shards"
     folder.mkdir()
-    write_shard(folder / "a.tar", [("0.mp4", data[0]), ("0.json", b'{"from": "here"}'), ("1.mp4", b"no video")])
+    write_shard(
+        folder / "a.tar",
+        [("0.mp4", data[0]), ("0.json", b'{"from": "here", "caption": "by hand"}'), ("1.mp4", b"no video")],
+    )
     write_shard(folder / "b.tar", [("2.mp4", data[1]), ("3.txt", b"no clip"), ("4.mp4", data[2]), ("5.mp4", data[3])])
     return folder
 
@@ -203,6 +235,7 @@ def test_tokens_and_captions_of_shards(capsys, model, corpus, tmp_path):
             (tmp_path / "c.mp4").write_bytes(video.parts["mp4"])
             clip = read_clip(tmp_path / "c.mp4", num_frames=9, size=(32, 32))[None]
             if verb == "caption":
+                assert sample.fields().get("caption_before") == ("by hand" if key == "0" else None)
                 assert sample.fields()["caption"] == lm.caption(clip)[0]
                 continue
             (tmp_path / "t.safetensors").write_bytes(sample.parts["tokens.safetensors"])
@@ -211,6 +244,19 @@ def test_tokens_and_captions_of_shards(capsys, model, corpus, tmp_path):
             assert tokens.num_frames == 9 and same.float().mean() > 0.98
         code, _, err = run(capsys, verb, corpus, "--model", model, "--out", out)
         assert code == 0 and any("2 of 2 shards are there" in line for line in err)
+
+
+def test_captions_of_shards_are_found_as_asked_for(capsys, model, corpus, tmp_path):
+    def captions(name, *args):
+        code, _, err = run(capsys, "caption", corpus, "--model", model, "--out", tmp_path / name, *args)
+        return code, err, {sample.key: sample.fields().get("caption") for sample in found(tmp_path / name)}
+
+    drawn = captions("a", "--temperature", "3", "--batch", "1")[2]
+    assert drawn == captions("b", "--temperature", "3")[2] != captions("c")[2]
+    assert captions("a", "--temperature", "2")[0] == 2  # other settings
+    for option in (["--every", "2"], ["--words"], ["--overwrite"]):
+        code, err, _ = captions("d", *option)
+        assert code == 2 and f"{option[0]}: expected clips, got shards" in err[-1]
 
 
 def test_tokens_of_files(capsys, model, clip, tmp_path):

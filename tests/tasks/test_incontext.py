@@ -78,8 +78,18 @@ def test_a_model_of_this_machine(capsys, clips, llm, tmp_path):
     kept.write_text(json.dumps(request | {"reply": " blue\nclip:"}))  # it is not asked again
     _, lines, _ = run(capsys, *arguments("classify", clips, llm, tmp_path, "--shots", 2))
     assert (json.loads(lines[0])["label"], json.loads(lines[0])["exact"]) == ("blue", True)
-    code, lines, _ = run(capsys, *arguments("caption", clips, llm, tmp_path, "--shots", 2))
+    replies = tmp_path / "captions"
+    code, lines, _ = run(capsys, *arguments("caption", clips, llm, tmp_path, "--shots", 9, "--cache", replies))
     assert code == 0 and isinstance(json.loads(lines[0])["caption"], str)
+    (kept,) = replies.rglob("*.json")
+    prompt = json.loads(kept.read_text())["prompt"]
+    assert "clip 0" not in prompt and all(f"clip {other}" in prompt for other in range(1, 6))  # not what is asked
+
+
+def test_a_clip_is_made_of_its_first_words(capsys, clips, llm, tmp_path):
+    more = ["--detail", 1, "--shots", 1, "--words-only", "--out", tmp_path / "a.mkv"]
+    code, lines, _ = run(capsys, *arguments("generate", clips, llm, tmp_path, *more))
+    assert code == 0 and [len(level) for level in json.loads(lines[0])["words"]] == [2]
 
 
 def test_a_clip_is_made_of_its_words(capsys, clips, llm, tmp_path):
@@ -111,6 +121,9 @@ def test_a_clip_is_made_of_its_words(capsys, clips, llm, tmp_path):
         ("judge", [], "expected one of classify, caption, generate, got 'judge'"),
         ("classify", ["--labels", "red,green"], "expected examples of each label, found none of 'green'"),
         ("classify", ["--price-in", "1000000", "--max-cost", "1"], "--max-cost: expected at most 1.0, got an estimate"),
+        ("classify", ["--max-cost", "1"], "--max-cost: expected --price-in or --price-out beside it, got none"),
+        ("classify", ["--labels", "red,red"], "--labels: expected at least two labels between commas, each once"),
+        ("classify", ["--llm", "no/such/folder"], "no/such/folder: expected a causal language model of transformers"),
         ("classify", ["--detail", "3"], "--detail"),
         ("classify", ["--examples", "nowhere"], "--examples: nowhere: expected a folder, found none"),
         ("generate", ["--out", "a.txt"], "a.txt"),
@@ -215,7 +228,7 @@ def test_servers_have_their_moods(replies, expected):
 
 def test_replies_are_kept_and_costs_are_told(tmp_path):
     class Counting:
-        name = "counting"
+        name, version = "counting", "1"
 
         def complete(self, prompt, max_tokens):
             return f"{prompt} {max_tokens}"
@@ -226,6 +239,15 @@ def test_replies_are_kept_and_costs_are_told(tmp_path):
     kept = Kept(Counting(), tmp_path)
     assert [kept.complete("a", 3), kept.complete("a", 3), kept.complete("a", 4)] == ["a 3", "a 3", "a 4"]
     assert kept.asked == 2 and Kept(Counting(), tmp_path).complete("a", 3) == "a 3"
+    (damaged,) = [path for path in tmp_path.rglob("*.json") if json.loads(path.read_text())["max_tokens"] == 4]
+    for text in ("{", "[]", '{"reply": null}'):
+        damaged.write_text(text)
+        assert kept.complete("a", 4) == "a 4" and json.loads(damaged.read_text())["reply"] == "a 4"
+    kept.model.version = "2"  # another of its name
+    kept.model.complete = lambda prompt, max_tokens: " "
+    assert kept.complete("a", 3) == " "  # and nothing is kept of nothing
+    kept.model.complete = lambda prompt, max_tokens: "b"
+    assert kept.complete("a", 3) == "b"
     estimate = Estimate.of(kept, [("abcd", 10), ("ab", 10)], price_in=1.0, price_out=2.0)
     assert (estimate.requests, estimate.tokens_in, estimate.tokens_out) == (2, 6, 20)
     assert estimate.cost == pytest.approx(46e-6) and str(estimate).startswith("2 requests, some 6 tokens in")

@@ -47,6 +47,16 @@ def test_a_folder_is_read_in_batches_and_a_broken_file_is_a_line(capsys, model, 
         assert row["question"] == "why?" and row["detail"] == 2
 
 
+def test_a_drawn_caption_hangs_on_its_clip_and_the_seed_alone(capsys, model, folder):
+    def drawn(*args):
+        _, lines, _ = run(capsys, "caption", folder, "--model", model, "--temperature", "3", "--json", *args)
+        return [json.loads(line).get("caption") for line in lines]
+
+    first = drawn("--batch", "5")
+    assert first == drawn("--batch", "1") == drawn("--batch", "2") != drawn("--batch", "5", "--seed", "1")
+    assert len(set(first)) == 5
+
+
 def test_labels_have_probabilities(capsys, model, folder):
     code, lines, _ = run(capsys, "classify", folder / "0.mp4", "--labels", "a, b", "--model", model, "--json")
     (row,) = map(json.loads, lines)
@@ -180,5 +190,20 @@ def test_an_index_is_searched_by_text_and_by_clip(capsys, folder, tmp_path):
         assert (code, lines) == (2, []) and message in err[-1]
     code, _, err = run(capsys, "index", folder, "--model", "mini", "--out", out)
     assert code == 2 and "exists already" in err[-1]
+    for args in (["--like", folder / "0.mp4"], ["a red star", "--rerank"]):  # words of another table, as many
+        code, lines, err = run(capsys, "search", out, *args, "--model", "handwriting")
+        assert (code, lines) == (2, []) and "expected the tokenizer of the index, mini" in err[-1]
+
+
+def test_an_index_by_the_default_model_of_windows(capsys, folder, tmp_path):
+    out = tmp_path / "index"
+    assert run(capsys, "index", folder / "0.mp4", "--every", "0.5", "--out", out)[0] == 0
+    code, lines, err = run(capsys, "search", out, "a red star", "--rerank", "--json")
+    found = [json.loads(line) for line in lines]
+    assert code == 0 and len(found) > 1, err
+    assert all(row["input"] == str(folder / "0.mp4") and row["end"] > row["start"] for row in found)
+
+
+def test_indexes_that_are_none(capsys, folder, tmp_path):
     code, _, err = run(capsys, "index", folder / "2.mp4", "--model", "mini", "--out", tmp_path / "other")
     assert code == 2 and "expected at least one clip that can be read, got none of 1" in err[-1]
