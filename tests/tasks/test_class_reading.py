@@ -117,6 +117,25 @@ def test_fit_learns_what_is_there_and_not_what_is_not():
     assert done.accuracy["all"] <= min(done.accuracy["there"] + 0.2, 1) and not done.model.training
 
 
+def test_clips_without_a_class_count_for_nothing():
+    class Always(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Linear(32, 32)
+
+        def forward(self, x):
+            logits = torch.tensor([9.0, 0.0]) + 0 * self.body(x)[:, :2]
+            return {name: logits for name in ("a", "b", "c")}
+
+    inputs, none = torch.zeros(4, 32), torch.full((4,), -1)
+    truth = {"a": torch.tensor([0, 1, 1, -1]), "b": torch.tensor([0, 0, -1, 0]), "c": none}
+    learned = {name: torch.zeros(4, dtype=torch.int64) for name in truth}
+    told = fit(Always, (inputs, learned), (inputs, truth), minutes=0.001).accuracy
+    assert told == pytest.approx({"a": 1 / 3, "b": 1.0})  # none has all three
+    truth.pop("c")
+    assert fit(Always, (inputs, learned), (inputs, truth), minutes=0.001).accuracy["all"] == 0.5
+
+
 def test_rows_of_every_way_of_telling(tokenizer, source, clips):
     rows, fitted = classify(tokenizer, source, *clips, [1, 2], budget=Budget(64, 0.02, 0.03), seeds=[3, 4], track=plain)
     ways = [(row["of"], row.get("detail"), row.get("seed")) for row in rows]
@@ -217,6 +236,26 @@ def test_a_folder_is_evaluated_by_the_command(handwriting, tmp_path, capsys, mon
     assert [row for row in rows_again if "section" in row] == texts  # without classifiers
     shots = [(row["of"], row["views"]) for row in rows if row.get("section") == "one-shot" and "views" in row]
     assert shots == [(of, views) for of in ("nearest code", "read from codes") for views in (1, 2)]
+
+
+def test_what_cannot_be_evaluated_is_said_before_any_work(handwriting, tmp_path, capsys):
+    lone = tmp_path / "lone"
+    lone.mkdir()
+    (lone / "a.mp4").write_bytes(next(handwriting.rglob("*.mp4")).read_bytes())
+    for args, message in (
+        (["understanding", "mini", str(lone), "--minutes", "0"], "expected clips to learn from and clips held out"),
+        (["understanding", "mini", str(handwriting), "--one-shot", "no.zip"], "expected all_runs.zip of Omniglot"),
+        (
+            ["episodes", "mini", str(handwriting), "--ways", "40"],
+            "expected at least 80 labels, 40 of them for the test",
+        ),
+        (["episodes", "mini", "--one-shot", "no.zip"], "expected all_runs.zip of Omniglot, found nothing"),
+    ):
+        assert cli.main(["evaluate", *args]) == 2
+        assert message in capsys.readouterr().err
+    benchmark(tmp_path / "all_runs.zip")
+    assert cli.main(["evaluate", "episodes", "mini", "--one-shot", str(tmp_path / "all_runs.zip")]) == 2
+    assert "--one-shot: expected --ways of at least 20, got 5" in capsys.readouterr().err
 
 
 def test_episodes_by_the_command(tmp_path, capsys):
