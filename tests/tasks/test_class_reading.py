@@ -96,8 +96,8 @@ def test_pixels_of_any_part_count():
 
 def test_fit_learns_what_is_there_and_not_what_is_not():
     generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(600, 32, generator=generator)
-    targets = {"there": (inputs[:, 0] > 0).long(), "not": torch.randint(2, (600,), generator=generator)}
+    inputs = torch.randn(2400, 32, generator=generator)
+    targets = {"there": (inputs[:, 0] > 0).long(), "not": torch.randint(2, (2400,), generator=generator)}
     targets["there"][::7] = -1
 
     class Net(nn.Module):
@@ -110,8 +110,8 @@ def test_fit_learns_what_is_there_and_not_what_is_not():
             x = self.body(x.float()).relu()
             return {name: head(x) for name, head in self.heads.items()}
 
-    train = (inputs[:400], {name: values[:400] for name, values in targets.items()})
-    test = (inputs[400:], {name: values[400:] for name, values in targets.items()})
+    train = (inputs[:2000], {name: values[:2000] for name, values in targets.items()})
+    test = (inputs[2000:], {name: values[2000:] for name, values in targets.items()})
     done = fit(Net, train, test, minutes=0.05)
     assert done.accuracy["there"] > 0.75 and abs(done.accuracy["not"] - 0.5) < 0.15 and done.steps > 20
     assert done.accuracy["all"] <= min(done.accuracy["there"] + 0.2, 1) and not done.model.training
@@ -125,7 +125,7 @@ def test_clips_without_a_class_count_for_nothing():
 
         def forward(self, x):
             logits = torch.tensor([9.0, 0.0]) + 0 * self.body(x)[:, :2]
-            return {name: logits for name in ("a", "b", "c")}
+            return dict.fromkeys(("a", "b", "c"), logits)
 
     inputs, none = torch.zeros(4, 32), torch.full((4,), -1)
     truth = {"a": torch.tensor([0, 1, 1, -1]), "b": torch.tensor([0, 0, -1, 0]), "c": none}
