@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -26,126 +24,16 @@ from pyramid.config import load
 from pyramid.files import replacing
 from pyramid.folders import load_weights, model_folder
 from pyramid.levels import Level, Pyramid, check_detail, chunk_lengths, in_order
-from pyramid.nn.blocks import BlockStyle, Gelu, State
+from pyramid.nn.blocks import State
 from pyramid.nn.decoder import Decoder
 from pyramid.nn.encoder import Encoder
 from pyramid.nn.reader import WordReader
 from pyramid.quantize import COMBINATIONS, LevelConfig, QuantizedChunk
+from pyramid.tokenizer_config import TokenizerConfig
 from pyramid.tokens import TokenPyramid, concatenate_chunks
 from pyramid.words import WordTable
 
 FORMAT_VERSION = 1
-
-_DEFAULT_LEVELS = (
-    LevelConfig("words", 1, 1, 1),
-    LevelConfig("words", 1, 2, 2),
-    LevelConfig("bits", 1, 2, 2, bits=12),
-    LevelConfig("bits", 1, 4, 4, bits=12),
-    LevelConfig("bits", 2, 4, 4, bits=12),
-)
-
-# The least values of a config's counts.
-_LEAST = dict.fromkeys(
-    (
-        "height",
-        "width",
-        "num_frames",
-        "patch",
-        "channels",
-        "time_stride",
-        "chunk_frames",
-        "dim",
-        "latent_dim",
-        "expand",
-    ),
-    1,
-) | {"depth": 0, "depths": 0, "reader_depth": 0}
-
-
-@dataclass(frozen=True)
-class TokenizerConfig:
-    """`height`, `width`, `num_frames`, `fps`: of the training clips; others work, levels' grids scale with them.
-    `patch`: pixels a side that the first convolution takes as one cell; `channels`, `depths`: widths and blocks there
-    and after each further halving of the frame.
-    `time_stride`: pixel frames a latent frame; `chunk_frames`: pixel frames a chunk; `dim`, `depth`: width and number
-    of the blocks at the latent's resolution; `latent_dim`: numbers of a latent; `kernel`, `expand`, `gelu`: of all
-    blocks, as `BlockStyle` says; `adaptive_norm`: normalize the decoder's frames, and modulate them by their latents
-    (AdaGN); `linear_path`: a linear map beside each network, from blocks of pixels to latents and back;
-    `reader_depth`: layers of the network that reads the words off a chunk (`nn/reader.py`), 0 for off its latent alone;
-    `combination`: how levels make up the latent, by sum ("residual") or by streaming average ("average", SPAE).
-    Raises ValueError for values that no tokenizer can have."""
-
-    height: int = 32
-    width: int = 32
-    num_frames: int = 9
-    fps: float = 8.0
-    patch: int = 2
-    channels: tuple[int, ...] = (32, 96, 192)
-    depths: tuple[int, ...] = (1, 2, 2)
-    time_stride: int = 4
-    chunk_frames: int = 8
-    dim: int = 256
-    depth: int = 3
-    latent_dim: int = 64
-    kernel: int = 3
-    expand: int = 2
-    gelu: Gelu = "tanh"
-    adaptive_norm: bool = False
-    linear_path: bool = True
-    reader_depth: int = 2
-    combination: Literal["residual", "average"] = "residual"
-    levels: tuple[LevelConfig, ...] = _DEFAULT_LEVELS
-
-    def __post_init__(self) -> None:
-        if len(self.channels) != len(self.depths) or not self.channels:
-            found = f"{self.channels} and {self.depths}"
-            raise ValueError(f"TokenizerConfig: channels and depths must have one entry a halving each, got {found}")
-        for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if min(value if isinstance(value, Sequence) else [value]) < least:
-                raise ValueError(f"TokenizerConfig: {name} must be at least {least}, got {value}")
-        if not 0 < self.fps < math.inf:
-            raise ValueError(f"TokenizerConfig: fps must be above 0 and finite, got {self.fps}")
-        if self.combination not in COMBINATIONS:
-            known = " or ".join(COMBINATIONS)
-            raise ValueError(f"TokenizerConfig: combination must be {known}, got {self.combination!r}")
-        if not self.levels:
-            raise ValueError("TokenizerConfig: levels: expected at least one, got none")
-        if self.kernel < 1 or self.kernel % 2 == 0:
-            raise ValueError(f"TokenizerConfig: kernel must be an odd number of at least 1, got {self.kernel}")
-        if self.gelu not in get_args(Gelu):
-            raise ValueError(f"TokenizerConfig: gelu must be one of {', '.join(get_args(Gelu))}, got {self.gelu!r}")
-        if self.chunk_frames % self.time_stride:
-            raise ValueError(
-                f"TokenizerConfig: chunk_frames must be a multiple of time_stride {self.time_stride}, got "
-                f"{self.chunk_frames}"
-            )
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return (self.height, self.width)
-
-    @property
-    def stride(self) -> int:
-        """Pixels a latent cell, along height and width."""
-        return self.patch * 2 ** (len(self.channels) - 1)
-
-    @property
-    def num_levels(self) -> int:
-        return len(self.levels)
-
-    @property
-    def rim(self) -> int:
-        """Latent cells a side that a pixel may reach, or be reached from, before frames meet or are mixed whole."""
-        sides = [self.patch << index for index in range(len(self.channels))]  # pixels a cell of each width
-        blocks = sum(side * depth * (self.kernel // 2) for side, depth in zip(sides, self.depths, strict=True))
-        return -(
-            -(blocks + self.patch + sum(sides[:-1])) // self.stride
-        )  # and the outermost, and strided, convolutions
-
-    @property
-    def style(self) -> BlockStyle:
-        return BlockStyle(self.kernel, self.expand, self.gelu)
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,11 +128,14 @@ class PyramidTokenizer(nn.Module):
             raise ValueError("PyramidTokenizer.read_words: expected levels of words and a reader_depth of at least 1")
         features = self.encoder(video.to(self.device, self.dtype)).features
         step = self.config.chunk_frames // self.config.time_stride
-        chunks = []
-        for part in features.split(chunk_lengths(features.shape[1], step), dim=1):
-            levels = self.levels.pyramid(part.shape[1:4]).levels
-            chunks.append(self.reader(part, [levels[index].grid for index in self.word_levels]))
-        return chunks
+        return [self._read(part) for part in features.split(chunk_lengths(features.shape[1], step), dim=1)]
+
+    def _read(self, features: Tensor) -> list[Tensor]:
+        """The points of the words of one chunk, read off its features (B, t, h, w, C); none without a reader."""
+        if self.reader is None:
+            return []
+        levels = self.levels.pyramid(features.shape[1:4]).levels
+        return self.reader(features, [levels[index].grid for index in self.word_levels])
 
     # ------------------------------------------------------------------------------------------ inference
 
@@ -278,10 +169,7 @@ class PyramidTokenizer(nn.Module):
 
     def _quantize(self, latent: Tensor, features: Tensor, detail: int | None = None) -> QuantizedChunk:
         """One chunk through the levels, its words read off its features."""
-        if self.reader is None:
-            return self.levels(latent, detail)
-        levels = self.levels.pyramid(latent.shape[2:]).levels
-        return self.levels(latent, detail, self.reader(features, [levels[index].grid for index in self.word_levels]))
+        return self.levels(latent, detail, self._read(features))
 
     @torch.no_grad()
     def decode_chunk(

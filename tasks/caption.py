@@ -50,7 +50,7 @@ def caption(
         from tasks.corpus import shards_of
         from tasks.models import load_lm
 
-        decoding = Decoding(beams, temperature, seed)
+        decoding = TextDecoding(beams, temperature, seed)
         if shards := shards_of(inputs):
             for name, given in (("--every", every), ("--words", words), ("--overwrite", overwrite)):
                 if given:
@@ -81,7 +81,7 @@ def caption(
         return read_clips(lm, paths, say, how, console, "caption")
 
 
-class Decoding(NamedTuple):
+class TextDecoding(NamedTuple):
     """How texts are found (`lm.reading.answers`); a clip's draw hangs on its place, not on those it is read with."""
 
     beams: int
@@ -97,7 +97,7 @@ def _of_shards(
     shards: list[Path],
     out: Path | None,
     detail: int | None,
-    how: Decoding,
+    how: TextDecoding,
     batch: int,
     engine: str,
     model: str | None,
@@ -124,7 +124,7 @@ class _Captions:
     """Samples of a shard to their JSON with a caption, in batches that are decoded ahead; a caption that was there
     before is `caption_before`. What cannot be read keeps its place, and says why."""
 
-    def __init__(self, lm: PyramidLM, detail: int | None, how: Decoding, batch: int) -> None:
+    def __init__(self, lm: PyramidLM, detail: int | None, how: TextDecoding, batch: int) -> None:
         from pyramid.levels import check_detail
 
         lm.vocabulary.task("caption")

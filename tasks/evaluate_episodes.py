@@ -210,7 +210,7 @@ def _one_shot(model: EpisodeModel, tokenizer: PyramidTokenizer, runs: Sequence[R
         known_names = torch.arange(len(run.known))
         asked, known = (
             torch.stack([word_features(tokenizer, view).cpu() for view in side]).mean(dim=0)
-            for side in run_tokens(tokenizer, run, tokenizer.config.num_frames, VIEWS)
+            for side in run_tokens(tokenizer, run, tokenizer.config.num_frames, tokenizer.word_levels[-1] + 1, VIEWS)
         )
         rows = torch.cat([known.expand(len(asked), *known.shape), asked[:, None]], dim=1)
         labels = torch.cat([known_names.expand(len(asked), -1), run.truth[:, None]], dim=1)

@@ -68,10 +68,12 @@ def _picture(file: zipfile.ZipFile, name: str, size: tuple[int, int]) -> Tensor:
 
 @torch.inference_mode()
 def run_tokens(
-    tokenizer: PyramidTokenizer, run: Run, num_frames: int, views: int = 1, seed: int = 0
+    tokenizer: PyramidTokenizer, run: Run, num_frames: int, detail: int, views: int = 1, seed: int = 0
 ) -> tuple[list[TokenPyramid], list[TokenPyramid]]:
-    """`asked` and `known` as clips, white paper, then the finished character, as clips of writing end: so many times
-    each, first as they are, then turned, scaled, stretched and shifted a little, each time otherwise."""
+    """`asked` and `known` as clips, white paper, then the finished character, as clips of writing end, `detail` levels
+    of
+    them: so many times each, first as they are, then turned, scaled, stretched and shifted a little, each time
+    otherwise."""
     generator = torch.Generator().manual_seed(seed)
     sides: tuple[list[TokenPyramid], list[TokenPyramid]] = ([], [])
     for tokens, pictures in zip(sides, (run.asked, run.known), strict=True):
@@ -79,7 +81,7 @@ def run_tokens(
             moved = jitter(pictures[:, :, None], 1.0, generator) if view else pictures[:, :, None]
             video = moved.repeat(1, 1, num_frames, 1, 1)
             video[:, :, 0] = 1.0
-            tokens.append(tokenizer.encode(video))
+            tokens.append(tokenizer.encode(video, detail))
     return sides
 
 
@@ -106,7 +108,7 @@ def score_one_shot(
     the nearest vector that a classifier, fitted on other alphabets, makes of the codes of the last chunk alone. And by
     pixels, and by chance."""
     num_frames = train.pixels.shape[2]
-    tokens = [run_tokens(tokenizer, run, num_frames, VIEWS, seed) for run in runs]
+    tokens = [run_tokens(tokenizer, run, num_frames, max(details), VIEWS, seed) for run in runs]
     truth = [run.truth for run in runs]
     rows: list[Row] = [{"of": "chance", "error": 1 - 1 / len(runs[0].known)}]
     pixels = [(torch.cdist(run.asked.flatten(1), run.known.flatten(1)).argmin(dim=1) != run.truth) for run in runs]

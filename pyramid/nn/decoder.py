@@ -17,7 +17,7 @@ from pyramid.nn.blocks import FrameBlock, FrameConv, LatentStack, State, depth_t
 from pyramid.nn.passes import Passes
 
 if TYPE_CHECKING:
-    from pyramid.tokenizer import TokenizerConfig
+    from pyramid.tokenizer_config import TokenizerConfig
 
 Modulation = tuple[Tensor | None, Tensor]
 

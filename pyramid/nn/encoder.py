@@ -18,7 +18,7 @@ from pyramid.nn.blocks import FrameBlock, FrameConv, LatentStack, State, space_t
 from pyramid.nn.passes import Passes
 
 if TYPE_CHECKING:
-    from pyramid.tokenizer import TokenizerConfig
+    from pyramid.tokenizer_config import TokenizerConfig
 
 
 class Encoded(NamedTuple):

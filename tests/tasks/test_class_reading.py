@@ -205,10 +205,10 @@ def test_the_one_shot_benchmark_is_read_and_scored(tmp_path):
     assert error((run.asked.flatten(1), run.known.flatten(1), run.truth) for run in runs) == 0.0
     assert error((run.asked.flatten(1), run.known.roll(1, 0).flatten(1), run.truth) for run in runs) == 1.0
     tokenizer = load_tokenizer("mini")
-    asked, known = run_tokens(tokenizer, runs[0], 9, views=3, seed=1)
+    asked, known = run_tokens(tokenizer, runs[0], 9, 2, views=3, seed=1)
     assert len(asked) == len(known) == 3 and asked[0].flatten().equal(known[0].flatten())
     assert not asked[1].flatten().equal(asked[2].flatten()) and not asked[1].flatten().equal(known[1].flatten())
-    again = run_tokens(tokenizer, runs[0], 9, views=2, seed=1)[0]
+    again = run_tokens(tokenizer, runs[0], 9, 2, views=2, seed=1)[0]
     assert all(view.flatten().equal(first.flatten()) for view, first in zip(again, asked, strict=False))
     with pytest.raises(FileNotFoundError, match=r"expected all_runs.zip of Omniglot, found nothing"):
         read_runs(tmp_path / "nothing.zip", (32, 32))
