@@ -105,6 +105,11 @@ def install_build() -> None:
         shutil.copy(library, ROOT / "pyramid" / library.name)
 
 
+def _heed_interrupts() -> None:
+    """A child of a run in the background would ignore Ctrl-C, as its parent does, and write nothing at its end."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def run(stage: Stage, seconds: float, out: Path) -> Outcome:
     """Show what the stage prints, and keep it. At the end of its time it is interrupted, which lets it write what it
     has, and then killed."""
@@ -120,6 +125,7 @@ def run(stage: Stage, seconds: float, out: Path) -> Outcome:
         text=True,
         errors="replace",
         start_new_session=True,
+        preexec_fn=_heed_interrupts,
     )
 
     def show() -> None:
