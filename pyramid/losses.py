@@ -1,11 +1,13 @@
 """Objectives of the tokenizer beyond the quantizers' own: reconstruction, and meaning on the word levels.
 
-Three ways of telling the words of a chunk what its clip means, by targets that a teacher gives (`semantic.py`):
+Four ways of telling the words of a chunk what its clip means, by targets that a teacher gives (`semantic.py`):
 
 - `independent_word_loss`: SPAE's own (2306.17842, section 3.2): each position names any word that scores above its
   level's threshold. Nothing keeps two positions from naming the same one.
 - `word_set_loss`: the words that say the clip together are a *set*, matched one-to-one to the positions by an optimal
   assignment (as DETR, 2005.12872, does with boxes): what one position says no other need say.
+- `word_phrase_loss`: the same, and words that belong together stand together: each phrase of a caption takes a *group*
+  of positions, so that of two things it is said which is red.
 - `average_match_loss`: the streaming average of the words said so far is the clip's own vector, told from those of the
   other clips of the batch.
 
@@ -14,8 +16,10 @@ All take the probability of word k at a position with query z as softmax_k(-|z -
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -61,6 +65,73 @@ def word_set_loss(queries: Tensor, targets: Sequence[Sequence[int]], embeddings:
         loss = -torch.logsumexp(-nll, dim=1)
         losses.append(loss.index_put((positions,), nll[positions, matched]).mean())
     return torch.stack(losses).sum() / len(targets) if losses else queries.sum() * 0
+
+
+def word_phrase_loss(
+    queries: Tensor,
+    phrases: Sequence[Sequence[Sequence[int]]],
+    embeddings: Tensor,
+    temperature: float,
+    groups: Sequence[Sequence[int]],
+) -> Tensor:
+    """`word_set_loss` for words in phrases: those of one phrase are matched to positions of one group, scalar.
+
+    queries (B, P, E) and embeddings (K, E) as there; phrases: for each clip the ids of the words of each of its
+    phrases; groups: positions 0 .. P - 1 that stand together, each in one group at most, coarse ones first. Phrases
+    that fill more than half of a group take the coarsest groups, the others the next: each the one that says it best,
+    and if it has too few positions, the words that come first. What finds no room is matched to the positions outside
+    of the groups taken. A position left over may say again any word of its group's phrase, or of the clip where it
+    has none.
+    """
+    queries = queries.float()
+    log_norm = ops.code_logsumexp(queries, embeddings, temperature)
+    losses = []
+    for row, clip in enumerate(phrases):
+        words = [word for phrase in clip for word in phrase]
+        if not words:
+            continue
+        codes = embeddings[torch.tensor(words, device=embeddings.device)]
+        distance = (queries[row, :, None] - codes[None]).square().sum(dim=-1)
+        nll = distance / temperature + log_norm[row, :, None]
+        matched, allowed = _match_phrases(nll.detach().cpu().numpy(), [len(phrase) for phrase in clip], groups)
+        mask = torch.from_numpy(allowed).to(nll.device)
+        loss = -torch.logsumexp((-nll).masked_fill(~mask, -torch.inf), dim=1)
+        positions, chosen = (torch.tensor(part, device=nll.device) for part in zip(*matched, strict=True))
+        losses.append(loss.index_put((positions,), nll[positions, chosen]).mean())
+    return torch.stack(losses).sum() / len(phrases) if losses else queries.sum() * 0
+
+
+def _match_phrases(
+    cost: np.ndarray, lengths: Sequence[int], groups: Sequence[Sequence[int]]
+) -> tuple[list[tuple[int, int]], np.ndarray]:
+    """Pairs (position, word), each position and word once; and which words a position may say, (P, W) bool. `cost`
+    (P, W), the words of the phrases one after the other, `lengths` of them."""
+    num_positions, num_words = cost.shape
+    bounds = np.cumsum([0, *lengths])
+    spans = [list(range(a, b)) for a, b in itertools.pairwise(bounds.tolist()) if b > a]
+    half = max((len(group) for group in groups), default=0) / 2
+    pairs: list[tuple[int, int]] = []
+    allowed = np.ones((num_positions, num_words), dtype=bool)
+    left = list(groups)
+    for alike in ([s for s in spans if len(s) > half], [s for s in spans if len(s) <= half]):
+        taken, left = left[: len(alike)], left[len(alike) :]
+        if not alike or not taken:
+            continue
+        options = [[_match(cost, group, span[: len(group)]) for group in taken] for span in alike]
+        best = linear_sum_assignment([[value for value, _ in row] for row in options])
+        for phrase, group in zip(*(part.tolist() for part in best), strict=True):
+            pairs += options[phrase][group][1]
+            allowed[list(taken[group])] = np.isin(np.arange(num_words), alike[phrase])
+    outside = [position for position in range(num_positions) if allowed[position].all()]
+    rest = sorted(set(range(num_words)) - {word for _, word in pairs})
+    return pairs + _match(cost, outside, rest)[1], allowed
+
+
+def _match(cost: np.ndarray, positions: Sequence[int], words: Sequence[int]) -> tuple[float, list[tuple[int, int]]]:
+    """The cheapest pairs of these positions and words, as many as there can be, and what they cost."""
+    rows, columns = linear_sum_assignment(cost[np.ix_(positions, words)])
+    pairs = [(positions[row], words[column]) for row, column in zip(rows, columns, strict=True)]
+    return float(sum(cost[pair] for pair in pairs)), pairs
 
 
 def independent_word_loss(

@@ -15,20 +15,21 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from pyramid.losses import average_match_loss, coverage, independent_word_loss, word_set_loss
+from pyramid.losses import average_match_loss, coverage, independent_word_loss, word_phrase_loss, word_set_loss
 from pyramid.ops import nearest_code
 from pyramid.teachers import ClipTeacher, Teacher, TextTeacher
 from pyramid.teachers.base import Batch
 from pyramid.text_encoder import TextEncoder
 from pyramid.words import WordTable
 
-Objective = Literal["set", "independent", "average", "set+average"]
+Objective = Literal["set", "phrases", "independent", "average", "set+average"]
 TeacherName = Literal["caption", "label", "clip"]
 
 
 @dataclass(frozen=True)
 class SemanticConfig:
-    """`objective`: see `losses.py`; "set+average" adds the average with weight `average`. `teacher`: "caption", "label"
+    """`objective`: see `losses.py`; "phrases" takes the words from one article to the next for a phrase;
+    "set+average" adds the average with weight `average`. `teacher`: "caption", "label"
     (the names of classes) or "clip". `model`: folder or hub id, of the CLIP model, or of the text model that places
     captions and labels (the one that the word table was made with; without it a text is the mean of its words).
     `ignore`: words that are never asked for, such as those that all captions have. `class_words`: a JSON file of words
@@ -56,6 +57,7 @@ class SemanticConfig:
             ("teacher", " or ".join(get_args(TeacherName)), self.teacher in get_args(TeacherName)),
             ("model", "the CLIP model's folder or hub id", self.teacher != "clip" or bool(self.model)),
             ("thresholds", "one or more from above 0 to 1", _are_shares(self.thresholds)),
+            ("teacher", "caption or label for phrases", self.objective != "phrases" or self.teacher != "clip"),
             ("temperature", "above 0", self.temperature > 0),
             ("contrast", "above 0", self.contrast > 0),
             ("average", "at least 0", self.average >= 0),
@@ -69,10 +71,12 @@ def _are_shares(values: Sequence[float]) -> bool:
 
 
 class Lesson(NamedTuple):
-    """What the teacher says of one batch: `sets`, the words of each clip; `vectors` (B, S), the clips in its space."""
+    """What the teacher says of one batch: `sets`, the words of each clip; `vectors` (B, S), the clips in its space;
+    `phrases`, the words of each of its phrases, where these are asked for."""
 
     sets: list[list[int]]
     vectors: Tensor
+    phrases: list[list[list[int]]] | None = None
 
 
 class SemanticObjective:
@@ -96,7 +100,14 @@ class SemanticObjective:
         labels = batch.get("label") if self.class_words else None
         own = [self.class_words.get(label, []) for label in labels] if labels else [[] for _ in sets]
         kept = [[word for word in words if word not in self.ignored] for words in sets]
-        return Lesson([(words + more)[:num_positions] for words, more in zip(kept, own, strict=True)], vectors)
+        kept = [(words + more)[:num_positions] for words, more in zip(kept, own, strict=True)]
+        if self.config.objective != "phrases":
+            return Lesson(kept, vectors)
+        phrases = [
+            [[word for word in phrase if word not in self.ignored] for phrase in clip] + [more]
+            for clip, more in zip(self.teacher.phrases(batch), own, strict=True)
+        ]
+        return Lesson(kept, vectors, phrases)
 
     def __call__(
         self, queries: Sequence[Tensor], embeddings: Tensor, lesson: Lesson, frames: Tensor
@@ -113,6 +124,10 @@ class SemanticObjective:
             scores = [self._scores(query.shape[1:4], lesson, frames) for query in queries]
             return independent_word_loss(queries, scores, embeddings, c.thresholds, c.temperature), hit
         loss = flat.new_zeros(())
+        if c.objective == "phrases":
+            assert lesson.phrases is not None
+            groups = position_groups([query.shape[1:4] for query in queries])
+            return word_phrase_loss(flat, lesson.phrases, embeddings, c.temperature, groups), hit
         if c.objective in ("set", "set+average"):
             loss = loss + word_set_loss(flat, lesson.sets, embeddings, c.temperature)
         if c.objective in ("average", "set+average"):
@@ -125,6 +140,18 @@ class SemanticObjective:
         """(B, K) of the whole clip, or of each region where the level has several and the teacher knows of them."""
         regions = self.teacher.regions(frames, grid) if grid.numel() > 1 else None
         return self.teacher.scores(lesson.vectors if regions is None else regions)
+
+
+def position_groups(grids: Sequence[Sequence[int]]) -> list[range]:
+    """The word positions of a chunk that say a phrase together: the cells of one level at one time, if more than one.
+    `grids` (t, h, w) of the word levels, coarse first."""
+    groups, start = [], 0
+    for t, h, w in grids:
+        for _ in range(t):
+            if h * w > 1:
+                groups.append(range(start, start + h * w))
+            start += h * w
+    return groups
 
 
 def load_class_words(path: str | Path, ids: Mapping[str, int]) -> dict[str, list[int]]:

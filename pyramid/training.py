@@ -252,12 +252,12 @@ def fit(
     saving a checkpoint if there was a step.
     """
     run, checkpoint, first = config.run, checkpoint_of(out), int(os.environ.get("RANK", 0)) == 0
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
     if resume:
         _check_not_ended(run, checkpoint)
     elif first:
         checkpoint.unlink(missing_ok=True)  # of another run
-    if first:
+    if first:  # alone: who asks for a new folder would find what another rank has put there
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
         for part in checkpoint.parent.glob(f".{checkpoint.name}.*.part"):  # of a process that was killed
             part.unlink()
         (out / CONFIG).write_text(to_yaml(config), encoding="utf8")

@@ -50,6 +50,11 @@ class Teacher:
             matching_pursuit(vector, atoms, count) for vector in (self.embed(batch) if vectors is None else vectors)
         ]
 
+    def phrases(self, batch: Batch) -> list[list[list[int]]]:
+        """For each clip its phrases, each the ids of words that belong together, in their order; of a teacher that
+        reads sentences."""
+        raise NotImplementedError
+
 
 def min_max(scores: Tensor) -> Tensor:
     """Scaled to [0, 1] over the last axis: (s - min) / (max - min); zero where all are equal."""

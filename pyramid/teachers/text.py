@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 
@@ -57,6 +58,9 @@ class TextTeacher(Teacher):
             sets.append(ids)
         return sets
 
+    def phrases(self, batch: Batch) -> list[list[list[int]]]:
+        return [[self._content_ids(phrase) for phrase in noun_phrases(text)] for text in self._texts(batch)]
+
     def _texts(self, batch: Batch) -> list[str]:
         values = batch.get(self.field)
         if values is None or isinstance(values, Tensor) or any(value is None for value in values):
@@ -84,3 +88,15 @@ class TextTeacher(Teacher):
                 ids += torch.cdist(vectors, self.table.embeddings).argmin(dim=1).tolist() if unknown else []
             self._ids[text] = list(dict.fromkeys(ids))
         return self._ids[text]
+
+
+def noun_phrases(text: str) -> list[str]:
+    """A text cut before each article but the first: what is said of one thing, and what it does.
+
+    >>> noun_phrases("a small red star moves left on a striped background, the camera pans right")
+    ['a small red star moves left on', 'a striped background,', 'the camera pans right']
+    >>> noun_phrases("Put the marker in an orange cup")
+    ['Put the marker in', 'an orange cup']
+    """
+    starts = [match.start() for match in re.finditer(r"\b(?:an?|the)\b", text, flags=re.IGNORECASE)]
+    return [text[a:b].strip() for a, b in itertools.pairwise([0, *starts[1:], len(text)])]

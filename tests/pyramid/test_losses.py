@@ -9,6 +9,7 @@ from pyramid.losses import (
     coverage,
     independent_word_loss,
     reconstruction_loss,
+    word_phrase_loss,
     word_set_loss,
 )
 from pyramid.metrics import CodeUsage, psnr, ssim
@@ -71,6 +72,67 @@ def test_the_loss_falls_to_the_words():
     targets = [[1, 2, 3], [4, 5], [6]]
     covered, _ = falls_to(targets, lambda q: word_set_loss(q, targets, table(), 0.1))
     assert covered == 1.0
+
+
+# -------------------------------------------------------------------------------------------- phrases
+
+GROUPS = (range(1, 4), range(4, 7))  # of positions 0 .. 6
+
+
+def phrase_loss(queries, phrases, temperature=0.05):
+    return word_phrase_loss(queries, phrases, table(), temperature, GROUPS)
+
+
+def said(ids, phrases):
+    """The loss where the positions say these words."""
+    return phrase_loss(table()[ids][None], [phrases]).item()
+
+
+def test_words_of_a_phrase_are_said_side_by_side():
+    """Two things in either order, each in a group; not one's colour in the other's, which a set cannot tell apart."""
+    phrases = [[1, 2, 3], [4, 5, 6]]
+    assert said([1, 3, 1, 2, 6, 5, 4], phrases) < 1e-3
+    assert said([6, 6, 5, 4, 2, 1, 3], phrases) < 1e-3
+    mixed = [1, 3, 1, 5, 6, 2, 4]
+    assert said(mixed, phrases) > 1
+    assert word_set_loss(table()[mixed][None], [[1, 2, 3, 4, 5, 6]], table(), 0.05) < 1e-3
+
+
+def test_two_things_may_share_a_word():
+    assert said([1, 1, 2, 3, 1, 5, 6], [[1, 2, 3], [1, 5, 6]]) < 1e-3
+    assert said([1, 1, 2, 3, 4, 5, 6], [[1, 2, 3], [1, 5, 6]]) > 1
+
+
+def test_what_fills_a_group_goes_before_what_does_not():
+    assert said([1, 1, 2, 3, 7, 7, 7], [[7], [1, 2, 3]]) < 1e-3
+    assert said([1, 7, 7, 7, 1, 2, 3], [[7], [1, 2, 3]]) > 1
+
+
+def test_what_finds_no_room_is_said_outside_of_the_groups_taken():
+    assert said([9, 1, 2, 3, 4, 5, 6], [[1, 2, 3, 9], [4, 5, 6]]) < 1e-3  # first in the phrase, first in the group
+    assert said([3, 1, 2, 9, 4, 5, 6], [[1, 2, 3, 9], [4, 5, 6]]) > 1
+    assert said([8, 1, 2, 3, 4, 5, 6], [[1, 2, 3], [4, 5, 6], [8]]) < 1e-3
+    assert said([5, 1, 2, 3, 4, 6, 7], [[1, 2, 3, 4, 5, 6, 7]]) < 1e-3  # one phrase: the rest is like a set
+
+
+@pytest.mark.parametrize(
+    "phrases", [[[], []], [[[]], [[5]]], [[[k] for k in range(12)], [[1, 2]]], [[list(range(12))] * 4, [[3], [3]]]]
+)
+def test_any_number_of_phrases(phrases):
+    queries = torch.randn(2, 7, 6, requires_grad=True)
+    loss = phrase_loss(queries, phrases, 0.1)
+    loss.backward()
+    assert queries.grad.isfinite().all()
+    assert (loss == 0) == (phrases == [[], []])
+
+
+def test_the_loss_falls_to_the_phrases():
+    phrases = [[[1, 2, 3], [4, 5, 6]], [[7], [1, 8, 9]], [[4, 5]]]
+    targets = [[word for phrase in clip for word in phrase] for clip in phrases]
+    covered, queries = falls_to(targets, lambda q: phrase_loss(q, phrases, 0.1), shape=(3, 7, 6))
+    ids = nearest_code(queries.detach(), table()).ids
+    assert covered == 1.0
+    assert {frozenset(ids[0, list(group)].tolist()) for group in GROUPS} == {frozenset((1, 2, 3)), frozenset((4, 5, 6))}
 
 
 # -------------------------------------------------------------------------------------------- independent targets

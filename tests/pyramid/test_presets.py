@@ -14,7 +14,7 @@ CONFIGS = importlib.resources.files("pyramid") / "configs"
 # tokens a chunk and bits a pixel; millions of parameters
 PRESETS = {
     "mini": (57, 0.083, 6.4),
-    "small": (349, 0.169, 6.8),
+    "small": (355, 0.171, 6.8),
     "handwriting": (477, 0.162, 6.8),
     "robot": (837, 0.161, 6.8),
     "base": (597, 0.082, 17.3),

@@ -59,3 +59,19 @@ def test_a_run_of_two_ranks_is_that_of_one(ranks, tmp_path):
                 assert float(a[name]) == pytest.approx(float(b[name]), rel=2e-3, abs=2e-4), (b["step"], name)
     saved = sorted(path.name for path in (ranks / "run").iterdir())
     assert saved == sorted(path.name for path in (tmp_path / "run").iterdir())
+
+
+def test_a_rank_beside_the_first_leaves_the_folder_alone(tmp_path, monkeypatch):
+    """The first one asks for a new folder, sooner or later than others get to training."""
+
+    class Reached(Exception):
+        pass
+
+    def reach(*args, **kwargs):
+        raise Reached
+
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("pyramid.training.make_trainer", reach)
+    with pytest.raises(Reached):
+        train_tokenizer(tiny_run.config(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

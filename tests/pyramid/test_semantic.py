@@ -1,6 +1,7 @@
 """The semantic objective as configs put it together, through the training step."""
 
 import dataclasses
+import itertools
 
 import made_models
 import pytest
@@ -43,8 +44,13 @@ def step(cfg, batch):
     return module, out, module.losses(out, batch["video"], batch)
 
 
-@pytest.mark.parametrize("objective", ["set", "independent", "average", "set+average"])
-@pytest.mark.parametrize("teacher", ["caption", "label", "clip"])
+@pytest.mark.parametrize(
+    ("objective", "teacher"),
+    [
+        *itertools.product(["set", "independent", "average", "set+average"], ["caption", "label", "clip"]),
+        *itertools.product(["phrases"], ["caption", "label"]),
+    ],
+)
 def test_every_objective_learns_from_every_teacher(batch, clip_folder, objective, teacher):
     model = [f"semantic.model={clip_folder}"] if teacher == "clip" else []
     module, _, terms = step(config(f"semantic.objective={objective}", f"semantic.teacher={teacher}", *model), batch)
@@ -141,10 +147,14 @@ def test_a_table_learned_from_captions_trains(batch, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"objective": "chance"}, "objective must be set or independent or average or set.average, got 'chance'"),
+        (
+            {"objective": "chance"},
+            "objective must be set or phrases or independent or average or set.average, got 'chance'",
+        ),
         ({"teacher": "clip"}, "model must be the CLIP model's folder or hub id, got None"),
         ({"thresholds": ()}, r"thresholds must be one or more from above 0 to 1, got \(\)"),
         ({"thresholds": (0.9, 0.0)}, "thresholds must be"),
+        ({"objective": "phrases", "teacher": "clip", "model": "m"}, "teacher must be caption or label for phrases"),
         ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
         ({"average": -1.0}, "average must be at least 0, got -1.0"),
     ],
