@@ -83,9 +83,10 @@ class LossConfig:
 class TrainTokenizerConfig:
     """The whole of a tokenizer run. `run`: length, batch and optimizer; `words`: the word table, a file that `pyramid
     data words` wrote, by default the one that ships; `initialize`: a model folder to start from, whose config and words
-    then take the place of `model` and `words`. `learns`: "words" trains the encoder and the reader of words on their
-    meaning alone, "reader" that reader alone (`train_words.py`): nothing is decoded, and a step is five times as short;
-    a run that learns all comes after, for what a pixel looks like hangs on the words."""
+    then take the place of `model` and `words`. `learns`: "encoder" leaves the levels and the decoder as they are, and
+    so what a code means to a language model; "words" trains the encoder and the reader of words on their meaning alone,
+    "reader" that reader alone (`train_words.py`): nothing is decoded, and a step is five times as short. After "words"
+    comes a run that learns the encoder or all, for what a pixel looks like hangs on the words."""
 
     model: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -97,7 +98,7 @@ class TrainTokenizerConfig:
     gates: GateConfig = field(default_factory=GateConfig)
     words: str | None = None
     initialize: str | None = None
-    learns: Literal["all", "words", "reader"] = "all"
+    learns: Literal["all", "encoder", "words", "reader"] = "all"
 
 
 class TokenizerTraining(TrainingModule):
@@ -110,6 +111,9 @@ class TokenizerTraining(TrainingModule):
             self.tokenizer = PyramidTokenizer.from_pretrained(config.initialize).train()
         else:
             self.tokenizer = PyramidTokenizer(config.model, WordTable.load(config.words) if config.words else None)
+        if config.learns == "encoder":
+            self.tokenizer.levels.requires_grad_(False)
+            self.tokenizer.decoder.requires_grad_(False)
         self.semantic = None
         if self.tokenizer.table is not None and self.tokenizer.word_levels:
             self.semantic = SemanticObjective(config.semantic, self.tokenizer.table)
@@ -147,7 +151,8 @@ class TokenizerTraining(TrainingModule):
         total = self.total(out, video, batch)
         optimizers = self.trained_by()
         self.descend(optimizers[0], total)
-        self.update_codebooks(out.chunks)
+        if self.config.learns == "all":
+            self.update_codebooks(out.chunks)
         if self.adversary is not None and self.adversary_plays():
             with self.exact():
                 loss, terms = self.adversary.for_discriminator(video, out.video, self.step)
@@ -385,7 +390,7 @@ def prepare(config: TrainTokenizerConfig) -> tuple[TokenizerTraining, ClipData]:
     from pyramid.train_words import WordTraining
 
     lightning.seed_everything(config.run.seed, verbose=False)
-    module = TokenizerTraining(config) if config.learns == "all" else WordTraining(config)
+    module = WordTraining(config) if config.learns in ("words", "reader") else TokenizerTraining(config)
     model, run = module.tokenizer.config, config.run
     train, val = make_datasets(config.data, model.num_frames, model.size, model.fps)
     return module, ClipData(train, val, batch_size=run.batch_size, num_workers=run.num_workers, seed=run.seed)
