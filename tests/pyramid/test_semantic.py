@@ -9,7 +9,7 @@ import torch
 
 from pyramid.config import load
 from pyramid.data.shapes import ShapesDataset, preset
-from pyramid.semantic import SemanticConfig, dynamic_weight
+from pyramid.semantic import SemanticConfig, SemanticObjective, dynamic_weight, position_groups
 from pyramid.tokenizer import PyramidTokenizer
 from pyramid.train import TokenizerTraining, TrainTokenizerConfig, train_tokenizer
 from pyramid.vocabulary import build_word_table, learn_word_table
@@ -162,3 +162,29 @@ def test_a_table_learned_from_captions_trains(batch, tmp_path):
 def test_configs_that_cannot_be_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(SemanticConfig(), **change)
+
+
+def test_what_is_said_of_one_thing_is_one_phrase(tmp_path):
+    table = PyramidTokenizer(config().model).table
+    file = tmp_path / "classes.json"
+    file.write_text('{"x": ["river"]}', encoding="utf8")
+    cfg = SemanticConfig(objective="phrases", ignore=("camera",), class_words=str(file))
+    said = {
+        "caption": ["a small red star rests left of a small blue ring, the camera pans left", "red", ""],
+        "label": ["x", "y", None],
+    }
+    phrases = SemanticObjective(cfg, table).lesson(said, 19).phrases
+    words = [[[table.words[index] for index in phrase] for phrase in clip] for clip in phrases]
+    assert words[0] == [
+        ["small", "red", "star", "rests", "left"],
+        ["small", "blue", "ring"],
+        ["pans", "left"],
+        ["river"],
+    ]
+    assert [[phrase for phrase in clip if phrase] for clip in words[1:]] == [[["red"]], []]
+    assert SemanticObjective(SemanticConfig(), table).lesson({"caption": ["red"]}, 5).phrases is None
+
+
+def test_groups_are_the_cells_of_a_level_at_one_time():
+    assert position_groups([(1, 1, 1), (1, 2, 3), (2, 2, 2)]) == [range(1, 7), range(7, 11), range(11, 15)]
+    assert position_groups([(1, 1, 1), (3, 1, 1)]) == []
