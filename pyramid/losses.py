@@ -78,10 +78,10 @@ def word_phrase_loss(
 
     queries (B, P, E) and embeddings (K, E) as there; phrases: for each clip the ids of the words of each of its
     phrases; groups: positions 0 .. P - 1 that stand together, each in one group at most, coarse ones first. Phrases
-    that fill more than half of a group take the coarsest groups, the others the next: each the one that says it best,
-    and if it has too few positions, the words that come first. What finds no room is matched to the positions outside
-    of the groups taken. A position left over may say again any word of its group's phrase, or of the clip where it
-    has none.
+    that fill more than half of a group take the coarsest groups, the others, together where there are more of them
+    than groups, the next: each the one that says it best, and if it has too few positions, the words that come first.
+    What finds no room is matched to the positions outside of the groups taken. A position left over may say again any
+    word of its group's phrase, or of the clip where it has none.
     """
     queries = queries.float()
     log_norm = ops.code_logsumexp(queries, embeddings, temperature)
@@ -109,11 +109,15 @@ def _match_phrases(
     num_positions, num_words = cost.shape
     bounds = np.cumsum([0, *lengths])
     spans = [list(range(a, b)) for a, b in itertools.pairwise(bounds.tolist()) if b > a]
-    half = max((len(group) for group in groups), default=0) / 2
+    room = max((len(group) for group in groups), default=0)
+    long, short = ([s for s in spans if (len(s) > room / 2) == is_long] for is_long in (True, False))
+    short.sort(key=len)
+    while 1 <= len(groups) - len(long) < len(short) and len(short[0] + short[1]) <= room:
+        short = sorted([short[0] + short[1], *short[2:]], key=len)
     pairs: list[tuple[int, int]] = []
     allowed = np.ones((num_positions, num_words), dtype=bool)
     left = list(groups)
-    for alike in ([s for s in spans if len(s) > half], [s for s in spans if len(s) <= half]):
+    for alike in (long, short):
         taken, left = left[: len(alike)], left[len(alike) :]
         if not alike or not taken:
             continue

@@ -115,6 +115,12 @@ def test_what_finds_no_room_is_said_outside_of_the_groups_taken():
     assert said([5, 1, 2, 3, 4, 6, 7], [[1, 2, 3, 4, 5, 6, 7]]) < 1e-3  # one phrase: the rest is like a set
 
 
+def test_short_phrases_share_a_group_where_there_are_too_few():
+    assert said([1, 1, 2, 3, 7, 8, 9], [[1, 2, 3], [7], [8], [9]]) < 1e-3
+    assert said([8, 1, 2, 3, 7, 7, 7], [[1, 2, 3], [7], [8]]) > 1
+    assert said([1, 1, 2, 3, 4, 5, 6], [[1, 2, 3], [7], [4, 5, 6]]) > 1  # a phrase of three is no short one
+
+
 @pytest.mark.parametrize(
     "phrases", [[[], []], [[[]], [[5]]], [[[k] for k in range(12)], [[1, 2]]], [[list(range(12))] * 4, [[3], [3]]]]
 )
