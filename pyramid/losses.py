@@ -52,19 +52,7 @@ def word_set_loss(queries: Tensor, targets: Sequence[Sequence[int]], embeddings:
     takes one word; with fewer, a position that is left over may say any of them again, so that none says what is not
     so: its part is -log of the probability of the whole set.
     """
-    queries = queries.float()
-    log_norm = ops.code_logsumexp(queries, embeddings, temperature)
-    losses = []
-    for row, words in enumerate(targets):
-        if not words:
-            continue
-        codes = embeddings[torch.tensor(words, device=embeddings.device)]
-        distance = (queries[row, :, None] - codes[None]).square().sum(dim=-1)
-        nll = distance / temperature + log_norm[row, :, None]
-        positions, matched = map(torch.from_numpy, linear_sum_assignment(nll.detach().cpu().numpy()))
-        loss = -torch.logsumexp(-nll, dim=1)
-        losses.append(loss.index_put((positions,), nll[positions, matched]).mean())
-    return torch.stack(losses).sum() / len(targets) if losses else queries.sum() * 0
+    return word_phrase_loss(queries, [[words] for words in targets], embeddings, temperature, groups=())
 
 
 def word_phrase_loss(

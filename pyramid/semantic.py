@@ -28,13 +28,13 @@ TeacherName = Literal["caption", "label", "clip"]
 
 @dataclass(frozen=True)
 class SemanticConfig:
-    """`objective`: see `losses.py`; "phrases" takes the words from one article to the next for a phrase;
-    "set+average" adds the average with weight `average`. `teacher`: "caption", "label"
-    (the names of classes) or "clip". `model`: folder or hub id, of the CLIP model, or of the text model that places
-    captions and labels (the one that the word table was made with; without it a text is the mean of its words).
-    `ignore`: words that are never asked for, such as those that all captions have. `class_words`: a JSON file of words
-    that each class (the batch's "label") is told by besides, {"label": ["word", ...]}, for classes whose names say
-    nothing of how they look; `pyramid data classes` writes one.
+    """`objective`: see `losses.py`; "phrases" takes the words from one article to the next for a phrase; "set+average"
+    adds the average with weight `average`. `teacher`: "caption", "label" (the names of classes) or "clip". `model`:
+    folder or hub id, of the CLIP model, or of the text model that places captions and labels (the one that the word
+    table was made with; without it a text is the mean of its words). `ignore`: words that are never asked for, such as
+    those that all captions have. `class_words`: a JSON file of words that each class (the batch's "label") is told by
+    besides, {"label": ["word", ...]}, for classes whose names say nothing of how they look; `pyramid data classes`
+    writes one.
     `thresholds` of the scores, one a word level, the last for all beyond (SPAE's, coarse first). `temperature` of the
     word probabilities, `contrast` of the average's logits. `prompt`: what CLIP is told for a word. `dynamic`: the
     weight follows the other terms (`dynamic_weight`)."""
@@ -123,11 +123,11 @@ class SemanticObjective:
         if c.objective == "independent":
             scores = [self._scores(query.shape[1:4], lesson, frames) for query in queries]
             return independent_word_loss(queries, scores, embeddings, c.thresholds, c.temperature), hit
-        loss = flat.new_zeros(())
         if c.objective == "phrases":
             assert lesson.phrases is not None
             groups = position_groups([query.shape[1:4] for query in queries])
             return word_phrase_loss(flat, lesson.phrases, embeddings, c.temperature, groups), hit
+        loss = flat.new_zeros(())
         if c.objective in ("set", "set+average"):
             loss = loss + word_set_loss(flat, lesson.sets, embeddings, c.temperature)
         if c.objective in ("average", "set+average"):

@@ -111,7 +111,7 @@ class TokenizerTraining(TrainingModule):
             self.tokenizer = PyramidTokenizer.from_pretrained(config.initialize).train()
         else:
             self.tokenizer = PyramidTokenizer(config.model, WordTable.load(config.words) if config.words else None)
-        if config.learns == "encoder":
+        if config.learns != "all":
             self.tokenizer.levels.requires_grad_(False)
             self.tokenizer.decoder.requires_grad_(False)
         self.semantic = None

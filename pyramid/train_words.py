@@ -23,8 +23,7 @@ class WordTraining(TokenizerTraining):
         if self.semantic is None or tokenizer.reader is None:
             raise ValueError(f"learns: expected levels of words and a reader of them for {config.learns!r}, got none")
         encoder = tokenizer.encoder
-        fixed: list[nn.Module | None] = [tokenizer.levels, tokenizer.decoder]
-        fixed += [encoder.head, encoder.linear, encoder.norm] if config.learns == "words" else [encoder]
+        fixed = (encoder.head, encoder.linear, encoder.norm) if config.learns == "words" else (encoder,)
         for module in fixed:
             if module is not None:
                 module.requires_grad_(False)
