@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from tasks.batches import in_batches
 from tasks.console import DONE, Console
 from tasks.files import find_clips
 from tasks.options import Device, Inputs, Json, Model, Overwrite, Seed, check_device
-from tasks.reading import Batch, Detail, Every, Format, How, Said, Subtitles, ahead, grouped, read_clips
+from tasks.reading import Batch, Detail, Every, Format, How, Said, Subtitles, load_or_error, read_clips
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -121,8 +123,8 @@ def _of_shards(
 
 
 class _Captions:
-    """Samples of a shard to their JSON with a caption, in batches that are decoded ahead; a caption that was there
-    before is `caption_before`. What cannot be read keeps its place, and says why."""
+    """Samples of a shard to their JSON with a caption, in batches; a caption that was there before is `caption_before`.
+    What cannot be read keeps its place, and says why."""
 
     def __init__(self, lm: PyramidLM, detail: int | None, how: TextDecoding, batch: int) -> None:
         from pyramid.levels import check_detail
@@ -132,25 +134,31 @@ class _Captions:
         self.detail = check_detail(lm.config.caption_detail if detail is None else detail, lm.num_levels, "--detail")
 
     def __call__(self, samples: Iterable[Sample]) -> Iterator[Made]:
+        for _, made in in_batches(samples, self._made, self.batch):
+            yield from made
+
+    def _made(self, samples: list[Sample]) -> list[Made]:
         import torch
 
         from tasks.corpus import Made, to_bytes, unreadable
 
-        for group in grouped(ahead(samples, self._video), self.batch):
-            good = [(sample.key, video) for sample, video in group if not isinstance(video, Exception)]
-            keys, videos = zip(*good, strict=True) if good else ((), ())
-            answers = self._answers(torch.cat(videos), keys) if good else iter([])
-            for sample, video in group:
-                fields = sample.fields()
-                if isinstance(video, Exception):
-                    yield unreadable(sample, video)
-                    continue
-                answer, familiar = next(answers)
-                if "caption" in fields:
-                    fields["caption_before"] = fields["caption"]
-                fields |= {"caption": answer.text, "confidence": round(answer.confidence, 4), "detail": self.detail}
-                fields |= {} if familiar is None else {"familiar": familiar}
-                yield Made(sample.key, {"json": to_bytes(fields)})
+        videos = [load_or_error(partial(self._video, sample)) for sample in samples]
+        good = [video for video in videos if not isinstance(video, Exception)]
+        keys = [sample.key for sample, video in zip(samples, videos, strict=True) if not isinstance(video, Exception)]
+        answers = self._answers(torch.cat(good), keys) if good else iter([])
+        made = []
+        for sample, video in zip(samples, videos, strict=True):
+            fields = sample.fields()
+            if isinstance(video, Exception):
+                made.append(unreadable(sample, video))
+                continue
+            answer, familiar = next(answers)
+            if "caption" in fields:
+                fields["caption_before"] = fields["caption"]
+            fields |= {"caption": answer.text, "confidence": round(answer.confidence, 4), "detail": self.detail}
+            fields |= {} if familiar is None else {"familiar": familiar}
+            made.append(Made(sample.key, {"json": to_bytes(fields)}))
+        return made
 
     def _answers(self, video: Tensor, keys: Sequence[str]) -> Iterator[tuple[Answer, bool | None]]:
         from tasks.reading import familiar

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tasks.batches import in_batches
 from tasks.console import DONE, Console, user_can_mend
 from tasks.files import claim, find_clips
 from tasks.options import Device, Json, Model, Out, Overwrite, Seed, check_device, parse_labels
-from tasks.reading import shown_clips
+from tasks.reading import Load, load_or_error, shown_clips
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -284,11 +285,17 @@ class _Setting:
     ) -> int:
         """Ask about every clip; a line each. Returns the exit code."""
         config, code, asked = self.tokenizer.config, DONE, []
-        for path, shown in shown_clips(find_clips(inputs), config.num_frames, config.size, None):
-            if isinstance(shown, Exception):
-                code = self.console.refuse(path, shown)
+
+        def work(batch: list[tuple[Path, Load]]) -> list[list[str]] | Exception:
+            shown = load_or_error(batch[0][1])
+            return shown if isinstance(shown, Exception) else self.words(shown.video)
+
+        clips = shown_clips(find_clips(inputs), config.num_frames, config.size, None)
+        for [(path, _)], words in in_batches(clips, work, 1):
+            if isinstance(words, Exception):
+                code = self.console.refuse(path, words)
             else:
-                asked.append((path, prompt(self.words(shown.video))))
+                asked.append((path, prompt(words)))
         spending.check(llm, [(text, most) for _, text in asked], self.console)
         for path, text in asked:
             reply = llm.complete(text, most)

@@ -1,19 +1,18 @@
-"""What `caption`, `ask` and `classify` share: clips read ahead in batches, whole or window by window, and subtitles."""
+"""What `caption`, `ask` and `classify` share: clips read in batches, whole or window by window, and subtitles."""
 
 from __future__ import annotations
 
 import itertools
-import os
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from tasks.batches import in_batches
 from tasks.console import DONE, Console, to_json
 
 if TYPE_CHECKING:
@@ -73,6 +72,8 @@ class Said:
     lines: tuple[str, ...] = ()
 
 
+Load = Callable[[], Shown]  # reads a clip; raises OSError or ValueError
+
 # What is said of some clips, by their tokens and their places among all that are read.
 Say = Callable[["TokenPyramid", Sequence[int]], list[Said]]
 
@@ -109,11 +110,17 @@ def read_clips(
     console.note(f"reading {what}, cropped to {config.height}x{config.width}, {levels}")
     code, strange, total, begin = DONE, 0, 0, time.monotonic()
     cues: dict[Path, list[tuple[float, float, Said]]] = {}
-    clips = enumerate(shown_clips(paths, config.num_frames, config.size, every))
-    for group in grouped(clips, how.batch):
-        good = {place: shown for place, (_, shown) in group if isinstance(shown, Shown)}
-        said = _say(lm, good, say, detail)
-        for _, (path, shown) in group:
+    found = shown_clips(paths, config.num_frames, config.size, every)
+    clips = enumerate(found) if every is not None else list(enumerate(found))
+
+    def work(batch: list[tuple[int, tuple[Path, Load]]]) -> tuple[list[Shown | Exception], _Answers]:
+        shown = [load_or_error(load) for _, (_, load) in batch]
+        good = {place: clip for (place, _), clip in zip(batch, shown, strict=True) if isinstance(clip, Shown)}
+        return shown, _say(lm, good, say, detail)
+
+    for batch, (loaded, answers) in in_batches(clips, work, how.batch):
+        said = iter(answers)
+        for (_, (path, _)), shown in zip(batch, loaded, strict=True):
             if isinstance(shown, Exception):
                 code = console.refuse(path, shown)
                 continue
@@ -147,16 +154,19 @@ def read_clips(
     return code
 
 
-def _say(lm: PyramidLM, good: Mapping[int, Shown], say: Say, detail: int) -> Iterator[tuple[Said, bool | None]]:
+_Answers = list[tuple[Said, bool | None]]
+
+
+def _say(lm: PyramidLM, good: Mapping[int, Shown], say: Say, detail: int) -> _Answers:
     """What is said of clips, by their places among all, and whether each is like what the model was trained on."""
     import torch
 
     if not good:
-        return
+        return []
     with torch.inference_mode():
         tokens = lm.tokenizer.encode(torch.cat([shown.video for shown in good.values()]).to(lm.device), detail)
         said = say(tokens, list(good))
-    yield from zip(said, familiar(lm, tokens), strict=True)
+    return list(zip(said, familiar(lm, tokens), strict=True))
 
 
 def familiar(lm: PyramidLM, tokens: TokenPyramid) -> list[bool | None]:
@@ -167,59 +177,45 @@ def familiar(lm: PyramidLM, tokens: TokenPyramid) -> list[bool | None]:
     return (lm.surprise(tokens) <= lm.config.familiar).tolist()
 
 
-def grouped(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """So many at a time, the last ones as many as are left."""
-    found = iter(items)
-    while group := list(itertools.islice(found, size)):
-        yield group
-
-
 def shown_clips(
     paths: Sequence[Path], num_frames: int, size: tuple[int, int], every: float | None
-) -> Iterator[tuple[Path, Shown | Exception]]:
-    """Clips in order, decoded ahead by threads; or the windows of one after the other."""
+) -> Iterable[tuple[Path, Load]]:
+    """Clips in order and what reads each; or the windows of one after the other, which are read as they are asked for,
+    and the error of a file that ends in one."""
     if every is not None:
-        for path in paths:
-            try:
-                for window in windows(path, every, num_frames, size):
-                    yield path, window
-            except (OSError, ValueError) as error:
-                yield path, error
-        return
-
-    def whole(path: Path) -> Shown:
-        from tasks.clips import read_spread
-
-        return Shown(path, *read_spread(path, num_frames, size))
-
-    yield from ahead(paths, whole)
+        return _windows_of(paths, num_frames, size, every)
+    return [(path, partial(_whole, path, num_frames, size)) for path in paths]
 
 
-def ahead(items: Iterable[Any], work: Callable[[Any], Any], workers: int | None = None) -> Iterator[tuple[Any, Any]]:
-    """(item, work(item)) in order, some of them done ahead by threads; an OSError or ValueError in place of the
-    result."""
+def load_or_error(load: Callable[[], Item]) -> Item | Exception:
+    """What it reads, or why that cannot be read."""
+    try:
+        return load()
+    except (OSError, ValueError) as error:
+        return error
 
-    def safely(item: Any) -> Any:
+
+def _whole(path: Path, num_frames: int, size: tuple[int, int]) -> Shown:
+    from tasks.clips import read_spread
+
+    return Shown(path, *read_spread(path, num_frames, size))
+
+
+def _windows_of(
+    paths: Sequence[Path], num_frames: int, size: tuple[int, int], every: float
+) -> Iterator[tuple[Path, Load]]:
+    for path in paths:
         try:
-            return work(item)
+            for window in windows(path, every, num_frames, size):
+                yield path, partial(_given, window)
         except (OSError, ValueError) as error:
-            return error
+            yield path, partial(_given, error)
 
-    workers = min(8, os.cpu_count() or 1) if workers is None else workers
-    waiting: deque[tuple[Any, Future]] = deque()
-    rest = iter(items)
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            while True:
-                for item in itertools.islice(rest, 4 * workers - len(waiting)):
-                    waiting.append((item, pool.submit(safely, item)))
-                if not waiting:
-                    return
-                item, future = waiting.popleft()
-                yield item, future.result()
-        finally:
-            for _, future in waiting:
-                future.cancel()
+
+def _given(shown: Shown | Exception) -> Shown:
+    if isinstance(shown, Exception):
+        raise shown
+    return shown
 
 
 def windows(path: Path, every: float, num_frames: int, size: tuple[int, int]) -> Iterator[Shown]:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tasks.batches import in_batches
 from tasks.console import DONE, Console
 from tasks.files import claim_folder, find_clips
 from tasks.options import Device, Inputs, Json, Model, Overwrite, check_device
-from tasks.reading import Batch, Detail, Every, grouped, shown_clips
+from tasks.reading import Batch, Detail, Every, Load, Shown, load_or_error, shown_clips
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,19 +48,23 @@ def index(
         coarse = max(tokenizer.word_levels) + 1 if detail is None else detail
         coarse = check_detail(coarse, tokenizer.num_levels, "--detail")
         ids, names, spans, code = [], [], [], DONE
+
+        def work(batch: list[tuple[Path, Load]]) -> tuple[list[Shown | Exception], Tensor | None]:
+            loaded = [load_or_error(load) for _, load in batch]
+            if not (good := [shown.video for shown in loaded if isinstance(shown, Shown)]):
+                return loaded, None
+            tokens = tokenizer.encode(torch.cat(good).to(tokenizer.device), coarse)
+            return loaded, tokens.flatten().to(torch.int32).cpu()
+
         clips = shown_clips(paths, config.num_frames, config.size, every)
-        for group in grouped(console.track(clips, "clips"), batch):
-            good = []
-            for path, shown in group:
+        for clips_read, (loaded, codes) in in_batches(console.track(clips, "clips"), work, batch):
+            for (path, _), shown in zip(clips_read, loaded, strict=True):
                 if isinstance(shown, Exception):
                     code = console.refuse(path, shown)
-                else:
-                    good.append(shown.video)
-                    names.append(str(path))
-                    spans.append(None if shown.end is None else (round(shown.start, 3), round(shown.end, 3)))
-            if good:
-                tokens = tokenizer.encode(torch.cat(good).to(tokenizer.device), coarse)
-                ids.append(tokens.flatten().to(torch.int32).cpu())
+                    continue
+                names.append(str(path))
+                spans.append(None if shown.end is None else (round(shown.start, 3), round(shown.end, 3)))
+            ids += [] if codes is None else [codes]
         if not ids:
             raise ValueError(f"expected at least one clip that can be read, got none of {len(paths)}")
         pyramids = [pyramid.prefix(coarse) for pyramid in tokenizer.pyramids(config.num_frames)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import threading
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ import pytest
 from pyramid.data.video import read_clip, write_video
 from tasks import cli
 from tasks.models import load_lm
-from tasks.reading import Said, ahead, windows, write_subtitles
+from tasks.reading import Said, windows, write_subtitles
 
 
 def run(capsys, *args):
@@ -136,26 +135,6 @@ def test_errors(capsys, model, clip, args, message):
     args = [str(clip) if arg == "{}" else arg for arg in args]
     code, lines, err = run(capsys, *args, *([] if "--model" in args else ["--model", model]))
     assert (code, lines) == (2, []) and message in err[-1], err
-
-
-def test_work_is_done_ahead_in_order():
-    begun, gate = [], threading.Event()
-
-    def work(item):
-        begun.append(item)
-        if item == 0:
-            gate.wait(10)
-        if item == 3:
-            raise ValueError("three")
-        return -item
-
-    results = ahead(range(50), work, workers=2)
-    waiting = threading.Timer(0.3, gate.set)
-    waiting.start()
-    assert next(results) == (0, 0) and 1 < len(begun) <= 8
-    rest = list(results)
-    assert [item for item, _ in rest] == list(range(1, 50)) and str(rest[2][1]) == "three"
-    assert all(result == -item for item, result in rest if item != 3)
 
 
 def test_an_index_is_searched_by_text_and_by_clip(capsys, folder, tmp_path):
