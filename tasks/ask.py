@@ -10,8 +10,8 @@ import typer
 
 from tasks.console import Console
 from tasks.files import find_clips
-from tasks.options import Device, Inputs, Json, Model, Overwrite, check_device, parse_labels
-from tasks.reading import Batch, Detail, Every, Format, How, Said, Subtitles, read_clips
+from tasks.options import Device, Dtype, Inputs, Json, Model, Overwrite, check_device, check_dtype, parse_labels
+from tasks.reading import BATCH, Batch, Detail, Every, Format, How, Said, Subtitles, read_clips
 
 if TYPE_CHECKING:
     from lm.model import PyramidLM
@@ -26,10 +26,11 @@ def ask(
     out: Subtitles = None,
     kind: Format = "srt",
     beams: Annotated[int, typer.Option("--beams", min=1, help="Search for the likeliest answer.")] = 1,
-    batch: Batch = 16,
+    batch: Batch = BATCH,
     model: Model = None,
     overwrite: Overwrite = False,
     device: Device = "cpu",
+    dtype: Dtype = "float32",
     as_json: Json = False,
 ) -> int:
     """Answer a question about clips, one line a file, with the probability of the answer."""
@@ -37,7 +38,7 @@ def ask(
         paths = find_clips(inputs)
         if not question.strip():
             raise ValueError("QUESTION: expected a question, got an empty one")
-        lm, read = _reader(model, device, detail)
+        lm, read = _reader(model, device, dtype, detail)
 
         def say(tokens: TokenPyramid, places: Sequence[int]) -> list[Said]:
             answers = lm.ask(tokens, question, read, beams=beams)
@@ -57,17 +58,18 @@ def classify(
     every: Every = None,
     out: Subtitles = None,
     kind: Format = "srt",
-    batch: Batch = 16,
+    batch: Batch = BATCH,
     model: Model = None,
     overwrite: Overwrite = False,
     device: Device = "cpu",
+    dtype: Dtype = "float32",
     as_json: Json = False,
 ) -> int:
     """Say which of some labels a clip has, with its probability among them."""
     with Console("classify", as_json, writes=out is not None) as console:
         paths = find_clips(inputs)
         names = parse_labels(labels)
-        lm, read = _reader(model, device, detail)
+        lm, read = _reader(model, device, dtype, detail)
 
         def say(tokens: TokenPyramid, places: Sequence[int]) -> list[Said]:
             said = []
@@ -80,11 +82,11 @@ def classify(
         return read_clips(lm, paths, say, How(read, batch, every, out, kind, overwrite), console, "label")
 
 
-def _reader(model: str | None, device: str, detail: int | None) -> tuple[PyramidLM, int]:
+def _reader(model: str | None, device: str, dtype: str, detail: int | None) -> tuple[PyramidLM, int]:
     """A model that was taught to answer, and the levels that it reads."""
     from pyramid.levels import check_detail
     from tasks.models import DEFAULTS, load_lm
 
-    lm = load_lm(model or DEFAULTS["tasks"], check_device(device))
+    lm = load_lm(model or DEFAULTS["tasks"], check_device(device), check_dtype(dtype))
     lm.vocabulary.task("ask")
     return lm, check_detail(lm.config.caption_detail if detail is None else detail, lm.num_levels, "--detail")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from tasks.console import DONE, Console, to_json
-from tasks.options import Device, Json, Overwrite, check_device
+from tasks.options import Device, Dtype, Json, Overwrite, check_device, check_dtype
 
 app = typer.Typer(help="Time kernels, tokenizer and language model beside their alternatives.", no_args_is_help=True)
 
@@ -95,7 +95,7 @@ def generate(
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="A shipped model, a folder or a hub id.", show_default=False)
     ] = None,
-    dtype: Annotated[str, typer.Option("--dtype", help="Of the weights: float32 or bfloat16.")] = "float32",
+    dtype: Dtype = "float32",
     device: Device = "cpu",
     out: Files = None,
     overwrite: Overwrite = False,
@@ -103,15 +103,12 @@ def generate(
 ) -> int:
     """Time every way of writing clips beside transformers' own generate, on the same backbone and number of tokens."""
     with Console("bench generate", as_json, writes=out is not None) as console:
-        import torch
-
         from tasks import generation_speed
         from tasks.models import DEFAULTS, load_lm
 
-        if dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"--dtype: expected float32 or bfloat16, got {dtype!r}")
+        check_dtype(dtype)
         _claim(out, overwrite)
-        lm = load_lm(model, check_device(device)).to(getattr(torch, dtype))
+        lm = load_lm(model, check_device(device), dtype)
         lines, rows = generation_speed.header(lm, Path(model or DEFAULTS["lm"]).name), []
         for line in lines:
             (console.note if as_json else (lambda text: console.emit({}, text)))(line)

@@ -13,8 +13,8 @@ import typer
 from tasks.batches import in_batches
 from tasks.console import DONE, Console
 from tasks.files import find_clips
-from tasks.options import Device, Inputs, Json, Model, Overwrite, Seed, check_device
-from tasks.reading import Batch, Detail, Every, Format, How, Said, Subtitles, load_or_error, read_clips
+from tasks.options import Device, Dtype, Inputs, Json, Model, Overwrite, Seed, check_device, check_dtype
+from tasks.reading import BATCH, Batch, Detail, Every, Format, How, Said, Subtitles, load_or_error, read_clips
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,12 +34,13 @@ def caption(
     kind: Format = "srt",
     beams: Annotated[int, typer.Option("--beams", min=1, help="Search for the likeliest sentence.")] = 1,
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="Above 0 draws the sentence.")] = 0.0,
-    batch: Batch = 16,
+    batch: Batch = BATCH,
     engine: Annotated[str, typer.Option("--engine", help="Of shards: torchrun, or ray for a cluster.")] = "torchrun",
     model: Model = None,
     overwrite: Overwrite = False,
     seed: Seed = 0,
     device: Device = "cpu",
+    dtype: Dtype = "float32",
     as_json: Json = False,
 ) -> int:
     """Caption clips, one line a file; or one every few seconds, as subtitles; or WebDataset shards, into the folder
@@ -57,10 +58,11 @@ def caption(
             for name, given in (("--every", every), ("--words", words), ("--overwrite", overwrite)):
                 if given:
                     raise ValueError(f"{name}: expected clips, got shards, whose run goes on by itself")
-            return _of_shards(shards, out, detail, decoding, batch, engine, model, check_device(device), console)
+            weights = _Weights(model, check_device(device), check_dtype(dtype))
+            return _of_shards(shards, out, detail, decoding, batch, engine, weights, console)
         paths = find_clips(inputs)
 
-        lm = load_lm(model, check_device(device))
+        lm = load_lm(model, check_device(device), check_dtype(dtype))
         lm.vocabulary.task("caption")
         tokenizer = lm.tokenizer
         read = check_detail(lm.config.caption_detail if detail is None else detail, tokenizer.num_levels, "--detail")
@@ -95,6 +97,12 @@ class TextDecoding(NamedTuple):
         return {"beams": self.beams, "temperature": self.temperature, "seed": seeds}
 
 
+class _Weights(NamedTuple):
+    model: str | None
+    device: str
+    dtype: str
+
+
 def _of_shards(
     shards: list[Path],
     out: Path | None,
@@ -102,8 +110,7 @@ def _of_shards(
     how: TextDecoding,
     batch: int,
     engine: str,
-    model: str | None,
-    device: str,
+    weights: _Weights,
     console: Console,
 ) -> int:
     from tasks.corpus import run_shards
@@ -114,9 +121,14 @@ def _of_shards(
         raise ValueError("--out: expected a folder for the captions of shards, got none")
 
     def make_work() -> _Captions:
-        return _Captions(load_lm(model, device), detail, how, batch)
+        return _Captions(load_lm(*weights), detail, how, batch)
 
-    settings = {"verb": "caption", "model": weights_hash(part_of(model, "lm")), "detail": detail, **how._asdict()}
+    settings: dict[str, Any] = {
+        "verb": "caption",
+        "model": weights_hash(part_of(weights.model, "lm")),
+        "dtype": weights.dtype,
+    }
+    settings |= {"detail": detail, **how._asdict()}
     index = run_shards(shards, out, make_work, settings, console, engine)
     console.emit(index | {"out": str(out)}, f"{out}: {index['samples']} samples, {index['broken']} broken")
     return DONE

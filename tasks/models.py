@@ -95,7 +95,9 @@ def load_tokenizer(model: str | None = None, device: str = "cpu") -> PyramidToke
         return PyramidTokenizer.from_pretrained(folder, device=device)
 
 
-def load_lm(model: str | None = None, device: str = "cpu") -> PyramidLM:
+def load_lm(model: str | None = None, device: str = "cpu", dtype: str = "float32") -> PyramidLM:
+    """`dtype`: of the weights, and of those of its tokenizer; float32 or bfloat16."""
+    import torch
     from transformers.utils import logging
 
     from lm.model import PyramidLM
@@ -103,7 +105,9 @@ def load_lm(model: str | None = None, device: str = "cpu") -> PyramidLM:
     logging.disable_progress_bar()  # its bar for loading a backbone is not for piped output
     folder = part_of(model, "lm")
     with _damage_named(folder):
-        return PyramidLM.from_pretrained(folder, device=device)
+        lm = PyramidLM.from_pretrained(folder, device=device).to(getattr(torch, dtype))
+    lm.tokenizer.to(getattr(torch, dtype))
+    return lm
 
 
 def load_judge(model: str | None, clips: TokenizerConfig) -> Judge:

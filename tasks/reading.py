@@ -41,6 +41,7 @@ Subtitles = Annotated[
     ),
 ]
 Format = Annotated[str, typer.Option("--format", help="Of the files in the folder --out: srt, vtt or json.")]
+BATCH = 32
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Clips read at once.")]
 
 Item = TypeVar("Item")

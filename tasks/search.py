@@ -11,7 +11,7 @@ from tasks.batches import in_batches
 from tasks.console import DONE, Console
 from tasks.files import claim_folder, find_clips
 from tasks.options import Device, Inputs, Json, Model, Overwrite, check_device
-from tasks.reading import Batch, Detail, Every, Load, Shown, load_or_error, shown_clips
+from tasks.reading import BATCH, Batch, Detail, Every, Load, Shown, load_or_error, shown_clips
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +25,7 @@ def index(
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder of the index.")] = Path("runs/index"),
     detail: Detail = None,
     every: Every = None,
-    batch: Batch = 16,
+    batch: Batch = BATCH,
     model: Model = None,
     overwrite: Overwrite = False,
     device: Device = "cpu",

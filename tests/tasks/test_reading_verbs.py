@@ -56,6 +56,15 @@ def test_a_drawn_caption_hangs_on_its_clip_and_the_seed_alone(capsys, model, fol
     assert len(set(first)) == 5
 
 
+def test_half_the_bits_say_about_the_same(capsys, model, folder):
+    def shares(*args):
+        _, lines, _ = run(capsys, "classify", folder, "--labels", "a,b", "--model", model, "--json", *args)
+        return [row["probabilities"]["a"] for row in map(json.loads, lines) if "error" not in row]
+
+    exact, rough = shares(), shares("--dtype", "bfloat16")
+    assert len(rough) == 4 and exact != rough == pytest.approx(exact, abs=0.1)
+
+
 def test_labels_have_probabilities(capsys, model, folder):
     code, lines, _ = run(capsys, "classify", folder / "0.mp4", "--labels", "a, b", "--model", model, "--json")
     (row,) = map(json.loads, lines)
@@ -129,6 +138,7 @@ def test_subtitles_of_hours(tmp_path):
         (["classify", "{}", "--labels", "a,a"], "--labels: expected at least two labels between commas, each once"),
         (["classify", "{}", "--labels", "a"], "--labels: expected at least two labels"),
         (["ask", "why?", "{}", "--model", "mini"], "task: this model knows"),
+        (["caption", "{}", "--dtype", "int8"], "--dtype: expected float32 or bfloat16, got 'int8'"),
     ],
 )
 def test_errors(capsys, model, clip, args, message):
