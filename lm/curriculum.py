@@ -17,6 +17,8 @@ from lm.conditions import READING, TASKS, hinted
 from lm.layout import Block, blocks_of
 from pyramid.levels import Pyramid
 
+MOST_QUESTIONS = 12  # about one clip in a step, at most: they share its codes
+
 
 @dataclass(frozen=True)
 class MixConfig:
@@ -145,7 +147,8 @@ class Curriculum:
         """With the length of its sequences."""
         blocks = blocks_of(self.pyramids[: group.num_chunks], group.detail, self.memory)
         if group.task in READING:
-            count = 2 + sum(block.count for block in blocks) + self.text
+            texts = MOST_QUESTIONS / 2 if group.task == "ask" else 1  # questions are shorter than captions
+            count = 2 + sum(block.count for block in blocks) + round(texts * self.text)
         else:
             clean = sum(block.count for block in blocks if block.remembered)
             count = 2 + self.text + clean + sum(block.count for block in blocks if group.has(block))

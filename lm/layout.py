@@ -2,7 +2,7 @@
 
     generate:  [pad ...] [task] [detail] [text]  [chunk 0: level 1 .. k] [chunk 1: level 1 .. k] ...
     caption:   [task] [detail]  [chunk 0: level 1 .. k] ...  [text] [end]
-    ask:       [pad ...] [task] [detail] [question]  [chunk 0: level 1 .. k] ...  [answer] [end]
+    ask:       [task] [detail]  [chunk 0: level 1 .. k] ...  [pad ...] [question] [answer] [end]
 
 A *block* is the tokens of one level of one chunk. Text is causal; a block sees the text, the *remembered* blocks that
 came before it, and itself in both directions. A model remembers the first `memory` levels of every chunk, or all; what
@@ -113,7 +113,9 @@ def places_of(blocks: Sequence[Block], offset: int) -> Tensor:
     return torch.cat([torch.arange(offset + b.start, offset + b.stop) for b in blocks])
 
 
-def text_intervals(offset: int, length: int, pads: Tensor) -> Tensor:
-    """Causal text that starts at position `offset` and sees all before it but the pads: (B, length, 4)."""
-    stop = torch.arange(offset + 1, offset + length + 1, device=pads.device).expand(len(pads), length)
-    return torch.stack([pads[:, None].expand_as(stop), stop, stop, stop], dim=-1)
+def text_intervals(clip: int, begin: Tensor, offset: int, length: int) -> Tensor:
+    """Causal text from position `offset` on that sees the clip, the first `clip` positions, and what of its own comes
+    before it, from position `begin` on, (B, length) or (B, 1): neither pads nor another text. (B, length, 4)"""
+    stop = torch.arange(offset + 1, offset + length + 1, device=begin.device).expand(len(begin), length)
+    own = torch.minimum(begin.expand_as(stop), stop)
+    return torch.stack([torch.zeros_like(stop), torch.full_like(stop, clip), own, stop], dim=-1)

@@ -266,11 +266,14 @@ class PyramidLM(nn.Module):
         sentences: Sequence[Sequence[int]],
         detail: int,
         questions: Sequence[Sequence[int]] | None = None,
+        clips: Sequence[int] | None = None,
     ) -> Tensor:
         """Mean negative log-likelihood of the text ids of captions, or answers where there are `questions`, and their
         end, read from `detail` levels; scalar. Of these as many count as are written: a text that is cut at `max_text`
-        has no end."""
-        return reading_nll(self, tokens, sentences, detail, questions)
+        has no end. `clips`: which clip of `tokens` each text is of, one after the other by default; of one clip there
+        may be several answers, which don't see each other and cost little more than one. Raises ValueError for several
+        captions of a clip."""
+        return reading_nll(self, tokens, sentences, detail, questions, clips)
 
     def seen_of(
         self,

@@ -1,13 +1,13 @@
 """Text from a pyramid: what is read, the words of an answer one after the other, and how likely a given answer is.
 Writing is decoding.py.
 
-    [pad ...] [task] [detail] [question]  [chunk 0: level 1 .. k] [chunk 1: ...] ...  [answer] [end]
+    [task] [detail]  [chunk 0: level 1 .. k] [chunk 1: ...] ...  [pad ...] [question] [answer] [end]
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,12 +34,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class Reading:
-    """B clips as they are read: embeddings `x` (B, S, dim), `intervals` (B, S, 4) and `positions` (B, S), `pads` (B,)
-    at the start. Text stands behind them."""
+    """B clips as they are read: embeddings `x` (B, S, dim), `intervals` (B, S, 4) and `positions` (B, S). The first
+    `clip` places are the task, the detail and the codes, the same whatever is asked; `pads` (B,) follow, and the
+    question. Text stands behind."""
 
     x: Tensor
     intervals: Tensor
     positions: Tensor
+    clip: int
     pads: Tensor
 
     @property
@@ -49,28 +51,36 @@ class Reading:
     def text(self, lm: PyramidLM, ids: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
         """The same of text ids (B, n) that begin at place `start`."""
         places = torch.arange(start, start + ids.shape[1], device=lm.device)
-        intervals = layout.text_intervals(start, ids.shape[1], self.pads)
-        return lm.embed_ids(ids), intervals, places - self.pads[:, None]
+        intervals = layout.text_intervals(self.clip, self.clip + self.pads[:, None], start, ids.shape[1])
+        return lm.embed_ids(ids), intervals, (places - self.pads[:, None]).clamp(min=self.clip)
+
+    def asked(self, lm: PyramidLM, questions: Sequence[Sequence[int]]) -> Reading:
+        """With a question behind each clip, of as many text ids as the model reads."""
+        rows = [list(question[: lm.config.max_text]) for question in questions]
+        longest = max(map(len, rows))
+        ids = torch.tensor([[lm.vocabulary.pad] * (longest - len(row)) + row for row in rows], device=lm.device)
+        padded = replace(self, pads=torch.tensor([longest - len(row) for row in rows], device=lm.device))
+        parts = zip((self.x, self.intervals, self.positions), padded.text(lm, ids, self.clip), strict=True)
+        x, intervals, positions = (torch.cat(part, dim=1) for part in parts)
+        return replace(padded, x=x, intervals=intervals, positions=positions)
 
     def rows(self, index: Tensor) -> Reading:
         """Some of the clips, or one of them more than once."""
-        return Reading(self.x[index], self.intervals[index], self.positions[index], self.pads[index])
+        return Reading(self.x[index], self.intervals[index], self.positions[index], self.clip, self.pads[index])
 
 
-def read(
-    lm: PyramidLM, tokens: TokenPyramid, detail: int, task: str, questions: Sequence[Sequence[int]] | None = None
-) -> Reading:
-    """`questions`: text ids, one a clip."""
+def read(lm: PyramidLM, tokens: TokenPyramid, detail: int, task: str) -> Reading:
+    """Clips, nothing asked yet."""
     blocks = layout.blocks_of(tokens.pyramids, detail)
     codes = [tokens.ids[b.chunk][b.level].flatten(1) for b in blocks]
     seen = lm.seen_of(tokens, blocks, codes, Condition(task), range(len(blocks)))
-    ids, pads = lm.prefix(task, detail, [[]] * tokens.batch_size if questions is None else questions)
+    ids, pads = lm.prefix(task, detail, [[]] * tokens.batch_size)
     embedded = [lm.embed_block(b, codes[i], seen[i]) for i, b in enumerate(blocks)]
     x = torch.cat([lm.embed_ids(ids), *embedded], dim=1)
     start = ids.shape[1]
     intervals = [layout.prefix_intervals(pads, start), layout.clean_intervals(blocks, pads, start)]
-    positions = torch.arange(x.shape[1], device=lm.device)[None] - pads[:, None]
-    return Reading(x, torch.cat(intervals, dim=1), positions.clamp(min=0), pads)
+    positions = torch.arange(x.shape[1], device=lm.device).expand(tokens.batch_size, -1)
+    return Reading(x, torch.cat(intervals, dim=1), positions, x.shape[1], pads)
 
 
 def asked(
@@ -96,7 +106,7 @@ def asked(
             f"{name}: expected questions of at most {lm.config.max_text} tokens, got {len(longest)} longer ones, "
             f"the first {longest[0]!r}"
         )
-    return read(lm, tokens, detail, task, ids)
+    return read(lm, tokens, detail, task).asked(lm, ids)
 
 
 class _Reader:

@@ -24,7 +24,7 @@ from transformers import AutoTokenizer
 
 from lm.backbone import LMConfig, make_backbone
 from lm.conditions import READING, Condition, draw_condition, hinted
-from lm.curriculum import Curriculum, Group, MixConfig
+from lm.curriculum import MOST_QUESTIONS, Curriculum, Group, MixConfig
 from lm.gates import LMGateConfig, climb
 from lm.model import PyramidLM
 from lm.token_cache import TokenDataset, unpack
@@ -202,31 +202,33 @@ class LMTraining(TrainingModule):
     def _reading(self, tokens: TokenPyramid, batch: dict, group: Group) -> Tensor:
         """Captions of the clips that have one, or answers of those that have questions; there is at least one."""
         lm, asking = self.lm, group.task == "ask"
-        pairs = self._asked(batch) if asking else [("", caption) for caption in batch["caption"]]
-        told = [row for row, (_, answer) in enumerate(pairs) if answer]
+        pairs = self._asked(batch) if asking else [[("", caption)] if caption else [] for caption in batch["caption"]]
+        told = [row for row, of_clip in enumerate(pairs) if of_clip]
         if not told:
             return sum(parameter.sum() for parameter in lm.parameters()) * 0.0
         seen = self._tokens(batch["seen"]) if "seen" in batch else tokens
         rows = torch.tensor(told, dtype=torch.int64, device=self.device)
-        questions, texts = ([lm.text_ids(pairs[row][side]) for row in told] for side in (0, 1))
-        return lm.reading_loss(seen.truncate(group.detail)[rows], texts, group.detail, questions if asking else None)
+        clips = [place for place, row in enumerate(told) for _ in pairs[row]]
+        questions, texts = ([lm.text_ids(pair[side]) for row in told for pair in pairs[row]] for side in (0, 1))
+        seen = seen.truncate(group.detail)[rows]
+        return lm.reading_loss(seen, texts, group.detail, questions if asking else None, clips)
 
-    def _asked(self, batch: dict) -> list[tuple[str, str]]:
-        """A question and its answer for each clip, empty where it has none: one of its own, or which of some class
-        names of this batch is its own."""
+    def _asked(self, batch: dict) -> list[list[tuple[str, str]]]:
+        """Questions and their answers for each clip: its own, `MOST_QUESTIONS` of them at most, and which of some class
+        names of this batch is its own; none where it has neither."""
         own = [label if isinstance(label, str) else "" for label in batch.get("label", [])]
         labels, asked = sorted(set(own) - {""}), []
         questions = batch.get("questions", [()] * len(batch["caption"]))
-        for row, draw in enumerate(torch.rand(len(questions)).tolist()):
-            pairs = [tuple(pair) for pair in questions[row]]
+        for row, of_clip in enumerate(questions):
+            pairs = [tuple(of_clip[index]) for index in torch.randperm(len(of_clip))[:MOST_QUESTIONS].tolist()]
             label = own[row] if labels else ""
-            if label and len(labels) > 1 and (not pairs or draw < 0.5):
+            if label and len(labels) > 1:
                 others = [other for other in labels if other != label]
                 count = int(torch.randint(1, min(_CHOICES, len(others)) + 1, ()))
                 chosen = [others[index] for index in torch.randperm(len(others))[:count].tolist()]
                 chosen.insert(int(torch.randint(count + 1, ())), label)
-                pairs = [(either(chosen), label)]
-            asked.append(pairs[int(torch.randint(len(pairs), ()))] if pairs else ("", ""))
+                pairs.append((either(chosen), label))
+            asked.append(pairs)
         return asked
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:

@@ -125,7 +125,7 @@ def _lm_of(model: str, device: str) -> PyramidLM | None:
 
 def _read_shapes(lm: PyramidLM, details: Sequence[int], clips: int, seeds: range, report: _Report) -> None:
     from pyramid.data.shapes import ShapesDataset, preset
-    from tasks.understanding import Clips, score_captions, score_questions
+    from tasks.understanding import Clips, score_captions, score_pixels, score_questions
 
     small = lm.tokenizer.config.size == (32, 32)
     one = "mini" if small else "single"
@@ -136,6 +136,7 @@ def _read_shapes(lm: PyramidLM, details: Sequence[int], clips: int, seeds: range
         for number in seeds:
             dataset = ShapesDataset(preset(world), split)
             scored = Clips.of(lm, name, dataset, _FIRST + number * clips, clips)
+            report.add("reconstruction", number, score_pixels(lm.tokenizer, scored, details))
             if scored.single and "caption" in lm.config.tasks:
                 report.add("captions", number, score_captions(lm, scored, details))
             if "ask" in lm.config.tasks:
@@ -221,8 +222,8 @@ class _Report:
             for key, value in mean.items():
                 if isinstance(value, float):
                     mean[key] = sum(row[key] for row in group) / len(group)
-            if len(group) > 1:
-                name = _main_figure(mean)
+            name = _main_figure(mean)
+            if len(group) > 1 and name is not None:
                 mean["range"] = [min(row[name] for row in group), max(row[name] for row in group)]
             means.append(mean)
         return means
@@ -244,8 +245,8 @@ _NO_SHARES = {
 }
 
 
-def _main_figure(row: Row) -> str:
-    return "all" if "all" in row else next(name for name in row if name not in _NO_SHARES)
+def _main_figure(row: Row) -> str | None:
+    return "all" if "all" in row else next((name for name in row if name not in _NO_SHARES), None)
 
 
 def _cell(name: str, value: Any) -> str:
@@ -298,6 +299,7 @@ def _draw(rows: list[Row], path: Path) -> None:
     axis.set_ylabel("% right; dashed: from pixels; dotted: the most frequent answer")
     axis.grid(alpha=0.3)
     shown = [row for row in rows if "psnr" in row]
+    shown = [row for row in shown if (row["section"], row.get("clips")) == (shown[0]["section"], shown[0].get("clips"))]
     if shown:
         other = axis.twinx()
         other.plot([row["tokens"] for row in shown], [row["psnr"] for row in shown], "k.-", alpha=0.5, label="PSNR")

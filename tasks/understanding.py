@@ -1,6 +1,6 @@
 """How well clips are read from the first levels of their pyramids: `score_captions`, `score_questions`, at every
-detail, beside answers that look at no clip. Rows of plain values; clips are of `shapes`, whose captions can be parsed
-and whose questions have one answer."""
+detail, beside answers that look at no clip; and how well they are drawn from them, `score_pixels`. Rows of plain
+values; clips are of `shapes`, whose captions can be parsed and whose questions have one answer."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from pyramid.data import grammar
 from pyramid.data.shapes import ShapesDataset
+from pyramid.metrics import psnr
 from pyramid.tokens import TokenPyramid
 from tasks.generation import in_batches, share
 
 if TYPE_CHECKING:
     from lm.model import PyramidLM
+    from pyramid.tokenizer import PyramidTokenizer
 
 Row = dict[str, Any]
 NAMES = ("shape", "colour", "size", "motion")
@@ -28,30 +31,47 @@ LEARNT = 2000  # training clips that the answers which look at no clip are learn
 
 @dataclass(frozen=True)
 class Clips:
-    """Clips of a world with one object, or of several: what is true of them, and all their tokens."""
+    """Clips of a world with one object, or of several: what is true of them, all their tokens, and their pixels
+    `video` (N, 3, T, H, W)."""
 
     name: str
     items: list[dict]
     tokens: TokenPyramid
+    video: Tensor
 
     @staticmethod
     @torch.inference_mode()
     def of(lm: PyramidLM, name: str, dataset: ShapesDataset, first: int, count: int) -> Clips:
         """`count` clips from index `first` on."""
         items: list[dict] = []
-        flat = []
+        videos, flat = [], []
         for start, stop in in_batches(count, BATCH):
             part = dataset.__getitems__(list(range(first + start, first + stop)))
-            video = torch.stack([item.pop("video") for item in part])
-            flat.append(lm.tokenizer.encode(video.to(lm.device)).flatten().cpu())
+            videos.append(torch.stack([item.pop("video") for item in part]))
+            flat.append(lm.tokenizer.encode(videos[-1].to(lm.device)).flatten().cpu())
             items += part
         c = lm.tokenizer.config
         shape = {"num_frames": c.num_frames, "height": c.height, "width": c.width}
-        return Clips(name, items, TokenPyramid.unflatten(torch.cat(flat), lm.tokenizer.pyramids(c.num_frames), **shape))
+        tokens = TokenPyramid.unflatten(torch.cat(flat), lm.tokenizer.pyramids(c.num_frames), **shape)
+        return Clips(name, items, tokens, torch.cat(videos))
 
     @property
     def single(self) -> bool:
         return all(len(item["attributes"].objects) == 1 for item in self.items)
+
+
+@torch.inference_mode()
+def score_pixels(tokenizer: PyramidTokenizer, clips: Clips, details: Sequence[int]) -> list[Row]:
+    """PSNR, in dB, of what each prefix decodes to, mean over the clips."""
+    rows = []
+    for detail in details:
+        total = 0.0
+        for start, stop in in_batches(len(clips.items), BATCH):
+            decoded = tokenizer.decode(clips.tokens[slice(start, stop)], detail)
+            total += float(psnr(decoded.cpu(), clips.video[start:stop]).sum())
+        row = {"clips": clips.name, "of": "pixels", "detail": detail, "tokens": clips.tokens.num_tokens(detail)}
+        rows.append(row | {"psnr": total / len(clips.items)})
+    return rows
 
 
 def score_captions(lm: PyramidLM, clips: Clips, details: Sequence[int]) -> list[Row]:

@@ -148,12 +148,14 @@ def questions(scene: SceneAttributes, key: int | str | None = None) -> list[tupl
     they are asked in other words, which the key picks, and which of several it is, and whether it is so, besides."""
     choose = _Choice(None if key is None else str(key))
     pairs = [(choose(_QUESTIONS["number"]), ("one", "two", "three")[len(scene.objects) - 1])]
+    alone = len(scene.objects) == 1
     for thing in scene.objects:
-        alone = len(scene.objects) == 1
-        shape = choose(SHAPE_NAMES[thing.shape])
-        name = shape if alone else f"{choose(COLOUR_WORDS[thing.colour])} {shape}"
-        if alone and key is not None:
-            name = choose((name, name, *_ANY_OBJECT))
+        shape, colour = choose(SHAPE_NAMES[thing.shape]), choose(COLOUR_WORDS[thing.colour])
+        unique = [other.shape for other in scene.objects].count(thing.shape) == 1
+        name = shape if alone else f"{colour} {shape}"
+        if key is not None:  # whatever is of no other thing, as their colours always are
+            others = _ANY_OBJECT if alone else (f"{colour} {choose(_ANY_OBJECT)}",)
+            name = choose((name, *others, shape) if unique else (name, *others))
         pairs += [
             (choose(_QUESTIONS["size"]).format(name), thing.size),
             (choose(_QUESTIONS["motion"]).format(name), thing.motion),
@@ -161,7 +163,7 @@ def questions(scene: SceneAttributes, key: int | str | None = None) -> list[tupl
         ]
         if alone:
             pairs.append((choose(_QUESTIONS["colour"]).format(name), thing.colour))
-        elif key is not None and [other.shape for other in scene.objects].count(thing.shape) == 1:
+        elif key is not None and unique:
             pairs.append((choose(_QUESTIONS["colour"]).format(shape), thing.colour))
         if thing.texture != "plain":
             pairs.append((choose(_QUESTIONS["texture"]).format(name), thing.texture))

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lm.backbone import LMConfig, make_backbone
+from lm.curriculum import MOST_QUESTIONS
 from lm.model import PyramidLM
 from lm.reading import log_likelihoods, read
 from lm.train import LMTraining, TrainLMConfig
@@ -58,12 +59,29 @@ def test_a_clip_is_read_alike_in_any_batch(lm, tokens):
 @torch.no_grad()
 def test_likelihoods_are_those_of_the_loss(lm, tokens):
     """By cache, all labels at once, and by one pass as in training."""
-    found = log_likelihoods(lm, read(lm, tokens, 2, "ask", ids(lm, QUESTIONS)), TEXTS)
+    found = log_likelihoods(lm, read(lm, tokens, 2, "ask").asked(lm, ids(lm, QUESTIONS)), TEXTS)
     assert found.shape == (3, 3)
     for column, text in enumerate(TEXTS):
         for row in range(3):
             loss = lm.reading_loss(tokens[row : row + 1], ids(lm, [text]), 2, ids(lm, QUESTIONS[row : row + 1]))
             assert found[row, column] == pytest.approx(-float(loss) * (len(lm.text_ids(text)) + 1), rel=1e-4)
+
+
+@torch.no_grad()
+def test_questions_about_one_clip_do_not_see_each_other(lm, tokens):
+    """All in one row, of several clips, is the mean over tokens of each by itself."""
+    pairs = [(0, "red"), (0, "no"), (0, "it moves left"), (2, "red"), (2, "no")]
+    questions = [QUESTIONS[place % 3] for place in range(5)]
+    total = count = 0.0
+    for (clip, text), question in zip(pairs, questions, strict=True):
+        length = len(lm.text_ids(text)) + 1
+        total += length * float(lm.reading_loss(tokens[clip : clip + 1], ids(lm, [text]), 2, ids(lm, [question])))
+        count += length
+    texts, clips = [text for _, text in pairs], [clip for clip, _ in pairs]
+    together = lm.reading_loss(tokens, ids(lm, texts), 2, ids(lm, questions), clips)
+    assert float(together) == pytest.approx(total / count, rel=1e-4)
+    with pytest.raises(ValueError, match="reading_loss: expected a question for each of several texts of a clip"):
+        lm.reading_loss(tokens, ids(lm, texts), 2, None, clips)
 
 
 def test_what_is_said_has_the_probability_that_is_told(lm, tokens):
@@ -74,7 +92,7 @@ def test_what_is_said_has_the_probability_that_is_told(lm, tokens):
 
 
 def _greedy(lm, tokens, question):
-    reading, said = read(lm, tokens, 2, "ask", ids(lm, [question] * 3)), torch.zeros(3, 0, dtype=torch.int64)
+    reading, said = read(lm, tokens, 2, "ask").asked(lm, ids(lm, [question] * 3)), torch.zeros(3, 0, dtype=torch.int64)
     sure = torch.ones(3)
     for _ in range(3):
         parts = [(reading.x, reading.intervals, reading.positions), reading.text(lm, said, reading.length)]
@@ -104,7 +122,7 @@ def test_draws_are_of_the_seed(lm, tokens):
 def test_a_label_is_as_likely_as_its_text(lm, tokens):
     shares = lm.classify(tokens, TEXTS)
     assert shares.shape == (3, 3) and torch.allclose(shares.sum(dim=1), torch.ones(3))
-    scores = log_likelihoods(lm, read(lm, tokens, 2, "ask", ids(lm, [either(TEXTS)] * 3)), TEXTS)
+    scores = log_likelihoods(lm, read(lm, tokens, 2, "ask").asked(lm, ids(lm, [either(TEXTS)] * 3)), TEXTS)
     assert torch.allclose(shares, scores.softmax(dim=1), atol=1e-6)
 
 
@@ -174,12 +192,15 @@ def test_which_questions_a_step_asks(lm):
     torch.manual_seed(0)
     pairs = [[("what?", "this"), ("why?", "so")], [], []]
     batch = {"caption": [""] * 3, "questions": pairs, "label": ["b", "c", None]}
-    seen = [module._asked(batch) for _ in range(200)]
-    assert {asked[2] for asked in seen} == {("", "")}
-    assert {asked[1] for asked in seen} == {("b or c?", "c"), ("c or b?", "c")}
-    counts = {pair: sum(asked[0] == pair for asked in seen) for pair in pairs[0]}
-    assert all(25 < count < 75 for count in counts.values())
-    assert module._asked({"caption": ["", ""]}) == [("", "")] * 2
+    seen = [module._asked(batch) for _ in range(50)]
+    assert {tuple(asked[2]) for asked in seen} == {()}
+    assert {tuple(asked[1]) for asked in seen} == {(("b or c?", "c"),), (("c or b?", "c"),)}
+    assert all(sorted(asked[0][:2]) == sorted(pairs[0]) and len(asked[0]) == 3 for asked in seen)
+    assert {asked[0][0] for asked in seen} == set(pairs[0])
+    assert module._asked({"caption": ["", ""]}) == [[], []]
+    many = {"caption": [""], "questions": [[(f"is it {number}?", "no") for number in range(40)]]}
+    found = [tuple(module._asked(many)[0]) for _ in range(20)]
+    assert {len(asked) for asked in found} == {MOST_QUESTIONS} and len({frozenset(asked) for asked in found}) > 1
     lm.eval()
 
 

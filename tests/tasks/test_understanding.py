@@ -10,7 +10,7 @@ from lm.reading import Answer
 from pyramid.data.shapes import ShapesDataset, preset
 from tasks import cli
 from tasks.models import load_lm
-from tasks.understanding import Clips, score_captions, score_questions
+from tasks.understanding import Clips, score_captions, score_pixels, score_questions
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,12 @@ class Oracle:
         return answers
 
 
+def test_finer_prefixes_are_nearer_to_the_pixels(clips):
+    rows = score_pixels(load_lm("mini").tokenizer, clips, [1, 5])
+    assert [(row["detail"], row["tokens"]) for row in rows] == [(1, 2), (5, 98)]
+    assert 10 < rows[0]["psnr"] < 22 and 26 < rows[1]["psnr"] < 32
+
+
 @pytest.mark.parametrize("right", [100, 0])
 def test_what_is_right_counts(clips, right):
     blind, *rows = score_captions(Oracle(clips, right), clips, [2, 5])
@@ -57,6 +63,7 @@ def test_the_command(capsys, tmp_path):
         (name, seed, detail) for name in ("one object", "held-out combinations") for seed in (0, 1) for detail in (1, 2)
     ]
     assert all(row["all"] > 0.9 for row in captions if row["detail"] == 2)
+    assert len([row for row in rows if row.get("of") == "pixels" and row["psnr"] > 12]) == 8
     assert rows[-1]["protocol"]["seeds"] == [0, 1]
     text = (tmp_path / "out" / "evaluation.txt").read_text()
     assert "held-out combinations" in text and "most frequent" in text
