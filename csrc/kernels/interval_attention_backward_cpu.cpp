@@ -90,7 +90,7 @@ void load_panel(const Task<T>& t, Workspace& w, int64_t begin, int64_t end) {
     into_lane(grad_out, s.value_dim, 1, w.grad_out_lanes + block * s.value_dim * kBlockQueries + lane);
     // Added up in the order of dP, so that the two cancel where one key alone is seen.
     float delta = 0;
-    for (int64_t e = 0; e < s.value_dim; ++e) delta += grad_out[e] * widen(t.p.out[index * s.value_dim + e]);
+    for (int64_t e = 0; e < s.value_dim; ++e) delta = fma(grad_out[e], widen(t.p.out[index * s.value_dim + e]), delta);
     w.delta[at] = delta;
     // Where nothing was seen every probability is exp(-infinity).
     const float logsumexp = t.p.logsumexp[index];

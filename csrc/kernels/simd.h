@@ -62,6 +62,15 @@ PYRAMID_INLINE Vec fma(Vec a, Vec b, Vec c) {
 #endif
 }
 
+// The same of one number: rounded once where fma of vectors is.
+PYRAMID_INLINE float fma(float a, float b, float c) {
+#if defined(__AVX512F__) || defined(__AVX2__)
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
 // a * b, rounded before anything is added to it, which a compiler would fuse.
 PYRAMID_INLINE Vec rounded_product(Vec a, Vec b) {
   Vec product = a * b;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numerics import assert_no_worse
 from ops.cases_interval_attention import intervals_of
@@ -53,6 +53,23 @@ def test_it_is_its_definition(batches, either):
 
 
 @native_only
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("queries", "dim", "value_dim"), [(29, 1, 21), (30, 2, 26), (64, 8, 64), (7, 70, 130)])
+def test_where_one_key_is_seen_nothing_depends_on_its_score(queries, dim, value_dim, dtype):
+    """The two terms of the score's gradient cancel, to the last bit, not to rounding times the scale."""
+    torch.manual_seed(0)
+    q, k, v = (
+        torch.randn(1, 1, n, d).to(dtype).requires_grad_() for n, d in ((queries, dim), (1, dim), (1, value_dim))
+    )
+    intervals = torch.tensor([0, 1, 1, 1]).expand(1, queries, 4).contiguous()
+    out = ops.interval_attention(q, k, v, intervals, scale=8.0)
+    assert torch.equal(out, v.expand_as(out))
+    of_q, of_k = torch.autograd.grad(out, (q, k), torch.randn_like(out))
+    bound = 0.0 if dtype == torch.float32 else 1e-2
+    assert float(of_q.abs().max()) <= bound and float(of_k.abs().max()) <= bound
+
+
+@native_only
 @settings(max_examples=60, deadline=None)
 @given(
     batch=st.integers(0, 3),
@@ -68,7 +85,6 @@ def test_it_is_its_definition(batches, either):
     scale=st.sampled_from([None, 0.0, 1.0, 8.0, -0.5]),
     seed=st.integers(0, 2**31),
 )
-@example(1, 1, 1, 29, 1, 1, 21, torch.float32, [0, 1, 2], 3, 8.0, 0)  # one key: the gradient of the queries is nothing
 def test_any_size_stride_and_dtype(
     batch, kv_heads, group, queries, keys, dim, value_dim, dtype, layout, padding, scale, seed
 ):
