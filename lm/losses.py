@@ -94,29 +94,26 @@ def reading_nll(
     limit, end, begins = lm.config.max_text, lm.text.eos_token_id, reading.clip
     said: list[list[int]] = [[] for _ in range(tokens.batch_size)]  # behind each clip, text after text
     own: list[list[int]] = [[] for _ in said]  # where the text of each of these ids begins
-    wanted: list[dict[int, int]] = [{} for _ in said]  # what comes after a place, the clip's last one first
+    wanted: list[list[int]] = [[] for _ in said]  # what comes after a place, the clip's last one first
     for index, sentence in enumerate(sentences):
         clip = index if clips is None else clips[index]
         question = [] if questions is None else list(questions[index][:limit])
         answer, begin = [*sentence, end][:limit], len(said[clip])
         if begin and not question:
             raise ValueError("PyramidLM.reading_loss: expected a question for each of several texts of a clip")
-        wanted[clip] |= dict(enumerate(answer, start=begin + len(question)))
+        wanted[clip] += [-100] * (begin + len(question) - len(wanted[clip])) + answer
         said[clip] += [*question, *answer[:-1]]
         own[clip] += [begin] * (len(said[clip]) - begin)
-    longest = max(map(len, said))
-    places = torch.arange(longest)
-    ids, own_begin, target = (torch.zeros(len(said), longest + n, dtype=torch.int64) for n in (0, 0, 1))
-    for row in range(len(said)):
-        rest = longest - len(said[row])
-        ids[row] = torch.tensor(said[row] + [0] * rest)
-        own_begin[row] = torch.cat([torch.tensor(own[row], dtype=torch.int64), places[longest - rest :]])
-        target[row] = torch.tensor([wanted[row].get(place, -100) for place in range(longest + 1)])
-    ids, own_begin, target = (part.to(lm.device) for part in (ids, own_begin, target))
+    ids, own_begin, target = (
+        nn.utils.rnn.pad_sequence([torch.tensor(row, dtype=torch.int64) for row in rows], True, nothing).to(lm.device)
+        for rows, nothing in ((said, 0), (own, 0), (wanted, -100))
+    )
+    longest = ids.shape[1]
     text = lm.embed_ids(ids), layout.text_intervals(begins, begins + own_begin, begins, longest)
     parts = zip((reading.x, reading.intervals), text, strict=True)
     x, intervals = (torch.cat(part, dim=1) for part in parts)
-    positions = torch.cat([reading.positions, begins + places.to(lm.device) - own_begin], dim=1)
+    places = begins + torch.arange(longest, device=lm.device) - own_begin
+    positions = torch.cat([reading.positions, places], dim=1)
     out = lm.run(x, intervals, positions)[:, begins - 1 :]
     head = lm.backbone.get_output_embeddings()
     if getattr(head, "bias", None) is not None:

@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 MOST_WORKERS = 8  # Python itself runs in one of them at a time
 
 
-def in_batches(
+def side_by_side(
     items: Iterable[Item], work: Callable[[list[Item]], Result], size: int
 ) -> Iterator[tuple[list[Item], Result]]:
     """(batch, work(batch)) in order, for batches of `size` items, or fewer where all cores would not have one. As many
@@ -34,7 +34,7 @@ def in_batches(
     batches = grouped(items, size)
     first = list(itertools.islice(batches, workers))
     if first:
-        with _torch_threads(max(1, cores // len(first))):
+        with torch_threads(max(1, cores // len(first))):
             yield from ahead(itertools.chain(first, batches), work, len(first))
 
 
@@ -64,7 +64,7 @@ def ahead(items: Iterable[Item], work: Callable[[Item], Result], workers: int) -
 
 
 @contextmanager
-def _torch_threads(number: int) -> Iterator[None]:
+def torch_threads(number: int) -> Iterator[None]:
     """Threads inside an operation of torch, in this thread and in those that begin meanwhile."""
     import torch
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from tasks.batches import in_batches
+from tasks.batches import side_by_side
 from tasks.console import DONE, Console
 from tasks.files import find_clips
 from tasks.options import Device, Dtype, Inputs, Json, Model, Overwrite, Seed, check_device, check_dtype
-from tasks.reading import BATCH, Batch, Detail, Every, Format, How, Said, Subtitles, load_or_error, read_clips
+from tasks.reading import BATCH, Batch, Detail, Every, Format, How, Said, Subtitles, or_error, read_clips
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -146,7 +146,7 @@ class _Captions:
         self.detail = check_detail(lm.config.caption_detail if detail is None else detail, lm.num_levels, "--detail")
 
     def __call__(self, samples: Iterable[Sample]) -> Iterator[Made]:
-        for _, made in in_batches(samples, self._made, self.batch):
+        for _, made in side_by_side(samples, self._made, self.batch):
             yield from made
 
     def _made(self, samples: list[Sample]) -> list[Made]:
@@ -154,7 +154,7 @@ class _Captions:
 
         from tasks.corpus import Made, to_bytes, unreadable
 
-        videos = [load_or_error(partial(self._video, sample)) for sample in samples]
+        videos = [or_error(partial(self._video, sample)) for sample in samples]
         good = [video for video in videos if not isinstance(video, Exception)]
         keys = [sample.key for sample, video in zip(samples, videos, strict=True) if not isinstance(video, Exception)]
         answers = self._answers(torch.cat(good), keys) if good else iter([])

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tasks.batches import in_batches
+from tasks.batches import side_by_side
 from tasks.console import DONE, Console, user_can_mend
 from tasks.files import claim, find_clips
 from tasks.options import Device, Json, Model, Out, Overwrite, Seed, check_device, parse_labels
-from tasks.reading import Load, load_or_error, shown_clips
+from tasks.reading import Load, shown_clips
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -287,11 +287,11 @@ class _Setting:
         config, code, asked = self.tokenizer.config, DONE, []
 
         def work(batch: list[tuple[Path, Load]]) -> list[list[str]] | Exception:
-            shown = load_or_error(batch[0][1])
+            shown = batch[0][1]()
             return shown if isinstance(shown, Exception) else self.words(shown.video)
 
         clips = shown_clips(find_clips(inputs), config.num_frames, config.size, None)
-        for [(path, _)], words in in_batches(clips, work, 1):
+        for [(path, _)], words in side_by_side(clips, work, 1):
             if isinstance(words, Exception):
                 code = self.console.refuse(path, words)
             else:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from tasks.batches import in_batches
+from tasks.batches import side_by_side
 from tasks.console import DONE, Console, to_json
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Said:
     lines: tuple[str, ...] = ()
 
 
-Load = Callable[[], Shown]  # reads a clip; raises OSError or ValueError
+Load = Callable[[], Shown | Exception]  # reads a clip, or says why it cannot be read
 
 # What is said of some clips, by their tokens and their places among all that are read.
 Say = Callable[["TokenPyramid", Sequence[int]], list[Said]]
@@ -115,11 +115,11 @@ def read_clips(
     clips = enumerate(found) if every is not None else list(enumerate(found))
 
     def work(batch: list[tuple[int, tuple[Path, Load]]]) -> tuple[list[Shown | Exception], _Answers]:
-        shown = [load_or_error(load) for _, (_, load) in batch]
+        shown = [load() for _, (_, load) in batch]
         good = {place: clip for (place, _), clip in zip(batch, shown, strict=True) if isinstance(clip, Shown)}
         return shown, _say(lm, good, say, detail)
 
-    for batch, (loaded, answers) in in_batches(clips, work, how.batch):
+    for batch, (loaded, answers) in side_by_side(clips, work, how.batch):
         said = iter(answers)
         for (_, (path, _)), shown in zip(batch, loaded, strict=True):
             if isinstance(shown, Exception):
@@ -181,14 +181,13 @@ def familiar(lm: PyramidLM, tokens: TokenPyramid) -> list[bool | None]:
 def shown_clips(
     paths: Sequence[Path], num_frames: int, size: tuple[int, int], every: float | None
 ) -> Iterable[tuple[Path, Load]]:
-    """Clips in order and what reads each; or the windows of one after the other, which are read as they are asked for,
-    and the error of a file that ends in one."""
+    """Clips in order and what reads each; or the windows of one after the other, read as they are asked for."""
     if every is not None:
         return _windows_of(paths, num_frames, size, every)
-    return [(path, partial(_whole, path, num_frames, size)) for path in paths]
+    return [(path, partial(or_error, partial(_whole, path, num_frames, size))) for path in paths]
 
 
-def load_or_error(load: Callable[[], Item]) -> Item | Exception:
+def or_error(load: Callable[[], Item]) -> Item | Exception:
     """What it reads, or why that cannot be read."""
     try:
         return load()
@@ -206,16 +205,12 @@ def _windows_of(
     paths: Sequence[Path], num_frames: int, size: tuple[int, int], every: float
 ) -> Iterator[tuple[Path, Load]]:
     for path in paths:
-        try:
-            for window in windows(path, every, num_frames, size):
-                yield path, partial(_given, window)
-        except (OSError, ValueError) as error:
-            yield path, partial(_given, error)
+        found = windows(path, every, num_frames, size)
+        while (shown := or_error(partial(next, found, None))) is not None:  # nothing follows an error
+            yield path, partial(_itself, shown)
 
 
-def _given(shown: Shown | Exception) -> Shown:
-    if isinstance(shown, Exception):
-        raise shown
+def _itself(shown: Shown | Exception) -> Shown | Exception:
     return shown
 
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tasks.batches import in_batches
+from tasks.batches import side_by_side
 from tasks.console import DONE, Console
 from tasks.files import claim_folder, find_clips
 from tasks.options import Device, Inputs, Json, Model, Overwrite, check_device
-from tasks.reading import BATCH, Batch, Detail, Every, Load, Shown, load_or_error, shown_clips
+from tasks.reading import BATCH, Batch, Detail, Every, Load, Shown, shown_clips
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,14 +50,14 @@ def index(
         ids, names, spans, code = [], [], [], DONE
 
         def work(batch: list[tuple[Path, Load]]) -> tuple[list[Shown | Exception], Tensor | None]:
-            loaded = [load_or_error(load) for _, load in batch]
+            loaded = [load() for _, load in batch]
             if not (good := [shown.video for shown in loaded if isinstance(shown, Shown)]):
                 return loaded, None
             tokens = tokenizer.encode(torch.cat(good).to(tokenizer.device), coarse)
             return loaded, tokens.flatten().to(torch.int32).cpu()
 
         clips = shown_clips(paths, config.num_frames, config.size, every)
-        for clips_read, (loaded, codes) in in_batches(console.track(clips, "clips"), work, batch):
+        for clips_read, (loaded, codes) in side_by_side(console.track(clips, "clips"), work, batch):
             for (path, _), shown in zip(clips_read, loaded, strict=True):
                 if isinstance(shown, Exception):
                     code = console.refuse(path, shown)

@@ -7,15 +7,13 @@ import threading
 import pytest
 import torch
 
-from tasks.batches import ahead, grouped, in_batches
+from tasks.batches import ahead, grouped, side_by_side, torch_threads
 
 
 @pytest.fixture
 def four_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    yield
-    torch.set_num_threads(before)
+    with torch_threads(4):
+        yield
 
 
 def test_work_is_done_ahead_in_order_and_not_far():
@@ -67,7 +65,7 @@ def test_a_few_clips_are_shared_out_too(four_threads, count, size, sizes, each):
         inside.append(torch.get_num_threads())
         return sum(batch)
 
-    found = list(in_batches(list(range(count)), work, size))
+    found = list(side_by_side(list(range(count)), work, size))
     assert [len(batch) for batch, _ in found] == sizes
     assert [item for batch, _ in found for item in batch] == list(range(count))
     assert all(result == sum(batch) for batch, result in found)
@@ -75,9 +73,9 @@ def test_a_few_clips_are_shared_out_too(four_threads, count, size, sizes, each):
 
 
 def test_items_of_unknown_number_come_in_whole_batches(four_threads):
-    found = list(in_batches(iter(range(10)), len, 4))
+    found = list(side_by_side(iter(range(10)), len, 4))
     assert [result for _, result in found] == [4, 4, 2]
-    assert list(in_batches(iter([]), len, 4)) == [] and list(grouped([], 3)) == []
+    assert list(side_by_side(iter([]), len, 4)) == [] and list(grouped([], 3)) == []
 
 
 def test_threads_come_back_after_a_fault(four_threads):
@@ -85,5 +83,5 @@ def test_threads_come_back_after_a_fault(four_threads):
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        list(in_batches(range(100), work, 4))
+        list(side_by_side(range(100), work, 4))
     assert torch.get_num_threads() == 4
