@@ -10,8 +10,8 @@ import typer
 
 from tasks.console import Console
 from tasks.files import find_clips
-from tasks.options import Device, Dtype, Inputs, Json, Model, Overwrite, check_device, check_dtype, parse_labels
-from tasks.reading import BATCH, Batch, Detail, Every, Format, How, Said, Subtitles, read_clips
+from tasks.options import Device, Dtype, Json, Model, Overwrite, check_device, check_dtype, parse_labels
+from tasks.reading import BATCH, Batch, ClipsOrStream, Detail, Every, Format, How, Said, Subtitles, read_clips
 
 if TYPE_CHECKING:
     from lm.model import PyramidLM
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def ask(
     question: Annotated[str, typer.Argument(help='Such as "what colour is the ball?".', show_default=False)],
-    inputs: Inputs,
+    inputs: ClipsOrStream,
     detail: Detail = None,
     every: Every = None,
     out: Subtitles = None,
@@ -35,7 +35,7 @@ def ask(
 ) -> int:
     """Answer a question about clips, one line a file, with the probability of the answer."""
     with Console("ask", as_json, writes=out is not None) as console:
-        paths = find_clips(inputs)
+        paths = find_clips(inputs, streams=True)
         if not question.strip():
             raise ValueError("QUESTION: expected a question, got an empty one")
         lm, read = _reader(model, device, dtype, detail)
@@ -48,7 +48,7 @@ def ask(
 
 
 def classify(
-    inputs: Inputs,
+    inputs: ClipsOrStream,
     labels: Annotated[str, typer.Option("--labels", help="Between commas: red,green,blue.", show_default=False)],
     question: Annotated[
         str | None,
@@ -67,7 +67,7 @@ def classify(
 ) -> int:
     """Say which of some labels a clip has, with its probability among them."""
     with Console("classify", as_json, writes=out is not None) as console:
-        paths = find_clips(inputs)
+        paths = find_clips(inputs, streams=True)
         names = parse_labels(labels)
         lm, read = _reader(model, device, dtype, detail)
 

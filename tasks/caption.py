@@ -13,8 +13,8 @@ import typer
 from tasks.batches import side_by_side
 from tasks.console import DONE, Console
 from tasks.files import find_clips
-from tasks.options import Device, Dtype, Inputs, Json, Model, Overwrite, Seed, check_device, check_dtype
-from tasks.reading import BATCH, Batch, Detail, Every, Format, How, Said, Subtitles, or_error, read_clips
+from tasks.options import Device, Dtype, Json, Model, Overwrite, Seed, check_device, check_dtype
+from tasks.reading import BATCH, Batch, ClipsOrStream, Detail, Every, Format, How, Said, Subtitles, or_error, read_clips
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def caption(
-    inputs: Inputs,
+    inputs: ClipsOrStream,
     detail: Detail = None,
     words: Annotated[bool, typer.Option("--words", help="Show the words at the top of the pyramid too.")] = False,
     every: Every = None,
@@ -60,7 +60,7 @@ def caption(
                     raise ValueError(f"{name}: expected clips, got shards, whose run goes on by itself")
             weights = _Weights(model, check_device(device), check_dtype(dtype))
             return _of_shards(shards, out, detail, decoding, batch, engine, weights, console)
-        paths = find_clips(inputs)
+        paths = find_clips(inputs, streams=True)
 
         lm = load_lm(model, check_device(device), check_dtype(dtype))
         lm.vocabulary.task("caption")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,19 +12,26 @@ from typing import Any
 
 from tasks.console import to_json
 
+STDIN = Path("/dev/stdin")
 
-def find_clips(inputs: Iterable[str]) -> list[Path]:
-    """The files that files, folders (searched in depth) and globs stand for, each once, in order.
+
+def find_clips(inputs: Iterable[str], streams: bool = False) -> list[Path]:
+    """The files that files, folders (searched in depth) and globs stand for, each once, in order; with `streams` pipes
+    too, and `-` for standard input.
 
     A file that is named is taken whatever it is called: its content decides what it is.
 
-    Raises FileNotFoundError for a name that stands for nothing.
+    Raises FileNotFoundError for a name that stands for nothing, ValueError for a stream where none can be read.
     """
     from pyramid.data.folder import find_clips as clips_in
 
     found: dict[Path, None] = {}
     for name in inputs:
-        path = Path(name)
+        path = STDIN if name == "-" else Path(name)
+        if path.is_fifo() and not streams:
+            raise ValueError(f"{name}: expected a file, got a stream, which caption, ask and classify alone read")
+        if path == STDIN and sys.stdin.isatty():
+            raise ValueError(f"{name}: expected a stream of video at standard input, got a terminal")
         if path.is_dir():
             inside = [clip.path for clip in clips_in(path)]
             if not inside:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from tasks.batches import side_by_side
+from tasks.batches import grouped, side_by_side
 from tasks.console import DONE, Console, to_json
 
 if TYPE_CHECKING:
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
     from lm.model import PyramidLM
     from pyramid.tokens import TokenPyramid
 
+ClipsOrStream = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="INPUT...", help="Files, folders or globs; - or a pipe for a stream of video.", show_default=False
+    ),
+]
 Detail = Annotated[
     int | None,
     typer.Option("--detail", "-d", help="Levels to read; the model's own choice by default.", show_default=False),
@@ -100,7 +107,8 @@ def read_clips(
     name: str,
 ) -> int:
     """Run a reading verb: `say` on batches; a line for each clip or window, and subtitles. `name`: of the
-    text in the records. Returns the exit code: a file that cannot be read is a line, and the others go on."""
+    text in the records. Returns the exit code: a file that cannot be read is a line, and the others go on. A stream is
+    read window by window as it comes, and an interrupt ends it as its own end does."""
     files = subtitle_files(paths, how)
     config, detail, every = lm.tokenizer.config, how.detail, how.every
     if every is None:
@@ -109,6 +117,7 @@ def read_clips(
         what = f"{config.num_frames} frames of every {every:g} s"
     levels = f"at detail {detail} of {lm.num_levels}"
     console.note(f"reading {what}, cropped to {config.height}x{config.width}, {levels}")
+    live = any(path.is_fifo() for path in paths)
     code, strange, total, begin = DONE, 0, 0, time.monotonic()
     cues: dict[Path, list[tuple[float, float, Said]]] = {}
     found = shown_clips(paths, config.num_frames, config.size, every)
@@ -119,26 +128,28 @@ def read_clips(
         good = {place: clip for (place, _), clip in zip(batch, shown, strict=True) if isinstance(clip, Shown)}
         return shown, _say(lm, good, say, detail)
 
-    for batch, (loaded, answers) in side_by_side(clips, work, how.batch):
-        said = iter(answers)
-        for (_, (path, _)), shown in zip(batch, loaded, strict=True):
-            if isinstance(shown, Exception):
-                code = console.refuse(path, shown)
-                continue
-            (answer, alike), end = next(said), shown.end
-            span = {} if end is None else {"start": round(shown.start, 3), "end": round(end, 3)}
-            record = {"input": str(path), **span, name: answer.text, "confidence": round(answer.confidence, 4)}
-            times = "" if end is None else f" {_clock(shown.start, '.')} - {_clock(end, '.')}"
-            record |= {"detail": detail, "frames": shown.frames} | answer.fields
-            if alike is not None:
-                record["familiar"] = alike
-                strange += not alike
-            total += 1
-            unlike = "" if alike in (None, True) else " [unlike what the model was trained on]"
-            sure = f" ({answer.confidence:.0%})" if answer.confidence < SURE else ""
-            console.emit(record, "\n".join([f"{path}:{times} {answer.text}{sure}{unlike}", *answer.lines]))
-            if end is not None:
-                cues.setdefault(path, []).append((shown.start, end, answer))
+    worked = ((group, work(group)) for group in grouped(clips, 1)) if live else side_by_side(clips, work, how.batch)
+    with suppress(*[KeyboardInterrupt] * live):
+        for batch, (loaded, answers) in worked:
+            said = iter(answers)
+            for (_, (path, _)), shown in zip(batch, loaded, strict=True):
+                if isinstance(shown, Exception):
+                    code = console.refuse(path, shown)
+                    continue
+                (answer, alike), end = next(said), shown.end
+                span = {} if end is None else {"start": round(shown.start, 3), "end": round(end, 3)}
+                record = {"input": str(path), **span, name: answer.text, "confidence": round(answer.confidence, 4)}
+                times = "" if end is None else f" {_clock(shown.start, '.')} - {_clock(end, '.')}"
+                record |= {"detail": detail, "frames": shown.frames} | answer.fields
+                if alike is not None:
+                    record["familiar"] = alike
+                    strange += not alike
+                if end is not None:
+                    cues.setdefault(path, []).append((shown.start, end, answer))
+                total += 1
+                unlike = "" if alike in (None, True) else " [unlike what the model was trained on]"
+                sure = f" ({answer.confidence:.0%})" if answer.confidence < SURE else ""
+                console.emit(record, "\n".join([f"{path}:{times} {answer.text}{sure}{unlike}", *answer.lines]))
     if total > 1:
         seconds = time.monotonic() - begin
         counted = "clips" if every is None else "windows"

@@ -23,7 +23,7 @@ class VideoWarning(UserWarning):
 
 
 def open_video(path: str | os.PathLike) -> av.container.InputContainer:
-    """The file as a PyAV container. Local files only, and the name is never a pattern.
+    """The file as a PyAV container. Local files only, and the name is never a pattern. A pipe is read as it comes.
 
     Raises:
         VideoError: nothing there, a folder, empty, a Git LFS pointer, text, or not video.
@@ -33,7 +33,7 @@ def open_video(path: str | os.PathLike) -> av.container.InputContainer:
         raise VideoError(f"{path}: expected a video file, but nothing is there")
     if path.is_dir():
         raise VideoError(f"{path}: expected a video file, got a folder")
-    if path.stat().st_size == 0:
+    if path.stat().st_size == 0 and not path.is_fifo():
         raise VideoError(f"{path}: expected a video file, but it is empty (0 bytes)")
     try:
         return av.open(f"file:{path}", options={"protocol_whitelist": "file", "pattern_type": "none"})
@@ -43,6 +43,9 @@ def open_video(path: str | os.PathLike) -> av.container.InputContainer:
 
 def _what_else(path: Path, error: Exception) -> str:
     """What a file is that FFmpeg cannot open."""
+    reason = getattr(error, "strerror", None) or error
+    if path.is_fifo():
+        return f"got a stream that FFmpeg does not read ({reason}); Matroska and MPEG-TS stream, few MP4 do"
     try:
         with open(path, "rb") as file:
             head = file.read(512)
@@ -54,7 +57,7 @@ def _what_else(path: Path, error: Exception) -> str:
         return "got an MP4 or MOV without its index: cut short, or not closed by its writer"
     if all(byte >= 32 or byte in b"\t\n\r\f" for byte in head):
         return "got text"
-    return f"got {os.path.getsize(path)} bytes that FFmpeg does not read ({getattr(error, 'strerror', None) or error})"
+    return f"got {os.path.getsize(path)} bytes that FFmpeg does not read ({reason})"
 
 
 def video_stream(path, container):

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -115,6 +121,64 @@ def test_windows_have_times_and_subtitles(capsys, model, tmp_path):
             assert text.startswith("WEBVTT\n\n1\n00:00:00.000 --> ") == (kind == "vtt")
     code, _, err = run(capsys, "caption", path, "--every", "1", "--model", model, "--out", tmp_path / "said.srt")
     assert code == 2 and "exists already" in err[-1]
+
+
+@pytest.fixture
+def film(tmp_path):
+    """Eight seconds."""
+    path = tmp_path / "film.mkv"
+    write_video(path, list(np.random.default_rng(0).integers(0, 256, (80, 32, 32, 3), dtype=np.uint8)), fps=10)
+    return path
+
+
+def through(pipe, data):
+    """Writes to a new pipe as soon as it is read."""
+    os.mkfifo(pipe)
+    threading.Thread(target=pipe.write_bytes, args=[data], daemon=True).start()
+    return pipe
+
+
+def test_a_stream_says_what_its_file_says(capsys, model, film, tmp_path):
+    for option in ([], ["--every", "1"]):
+        rows = []
+        for path in (film, through(tmp_path / f"pipe{len(option)}", film.read_bytes())):
+            code, lines, _ = run(capsys, "caption", path, "--model", model, "--json", *option)
+            rows.append([json.loads(line) | {"input": ""} for line in lines])
+            assert code == 0
+        assert rows[0] == rows[1] and len(rows[0]) == (8 if option else 1)
+
+
+def test_a_stream_is_read_as_it_comes_and_an_interrupt_keeps_what_was_said(model, film, tmp_path):
+    out, half = tmp_path / "said.vtt", film.stat().st_size // 2
+    command = [sys.executable, "-m", "tasks.cli", "caption", "-", "--every", "1", "--model", model, "--out", out]
+    with subprocess.Popen([*command, "--json"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin and process.stdout
+        limit = threading.Timer(60, process.kill)
+        limit.start()
+        process.stdin.write(film.read_bytes()[:half])
+        process.stdin.flush()
+        rows = [json.loads(process.stdout.readline()) for _ in range(3)]  # nothing, where windows wait for the end
+        process.send_signal(signal.SIGINT)
+        with suppress(BrokenPipeError):
+            process.stdin.close()
+        rows += map(json.loads, process.stdout.read().splitlines())
+        limit.cancel()
+        assert process.wait() == 0
+    assert [row["start"] for row in rows] == list(range(len(rows)))
+    assert out.read_text().count("-->") in (len(rows), len(rows) + 1)  # one more may have been about to be said
+
+
+@pytest.mark.parametrize("data", [b"", b"no video " * 99])
+def test_a_stream_that_is_none_is_named(capsys, model, tmp_path, data):
+    code, _, err = run(capsys, "ask", "why?", through(tmp_path / "pipe", data), "--model", model)
+    assert code == 2 and "pipe: expected a video or picture, got a stream that FFmpeg does not read" in err[-1]
+
+
+def test_a_stream_is_for_those_that_read_once(capsys, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for verb in (["tokenize", "--out", tmp_path / "out"], ["reconstruct", "--out", tmp_path / "out.mp4"]):
+        code, _, err = run(capsys, verb[0], tmp_path / "pipe", *verb[1:])
+        assert code == 2 and "expected a file, got a stream, which caption, ask and classify alone read" in err[-1]
 
 
 def test_subtitles_of_hours(tmp_path):
