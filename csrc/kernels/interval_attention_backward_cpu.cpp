@@ -150,8 +150,16 @@ void probabilities_and_gradients(const Task<T>& t, Workspace& w, const Pair& pai
   const IntervalAttentionShape& s = t.p.shape;
   const SeenBy& seen = w.seen[pair.block];
   const int64_t at = pair.block * kBlockQueries, rows = round_up(pair.count, kTileRows);
-  multiply<Along::columns>(w.keys, w.key_step, w.q_lanes + at * s.dim, kBlockQueries, rows, s.dim, seen.vecs, w.p,
-                           kBlockQueries, false);
+  if (t.rows.count > kFew) {
+    multiply<Along::columns>(w.keys, w.key_step, w.q_lanes + at * s.dim, kBlockQueries, rows, s.dim, seen.vecs, w.p,
+                             kBlockQueries, false);
+  } else {  // added up in the order of forward: a score that is rounded otherwise is no longer that of logsumexp
+    fill(w.p, rows * kBlockQueries, 0);
+    for (int64_t i = 0; i < pair.queries; ++i) {
+      dots(w.q + (at + i) * w.dim, w.keys, w.key_step, pair.count, s.dim, w.ds);
+      into_lane(w.ds, pair.count, 1, w.p + i);
+    }
+  }
   if (pair.sight == Sight::some) seen.hide(w.p, pair.first, pair.count);
   probabilities(w.p, t.scale.of_score, w.logsumexp + at, pair.count, seen.vecs);
   multiply<Along::columns>(w.values, w.value_step, w.grad_out_lanes + at * s.value_dim, kBlockQueries, rows,

@@ -17,7 +17,6 @@ namespace {
 
 constexpr int64_t kPanelBlocks = 5;
 constexpr int64_t kPanel = kPanelBlocks * kBlockQueries;
-constexpr int64_t kFew = 4;  // queries up to which the lanes run along D, or along the keys
 
 template <class T>
 struct Task {

@@ -69,6 +69,8 @@ struct Scale {
   explicit Scale(double scale) : of_query(scale > 0 ? 1 : (float)scale), of_score(scale > 0 ? (float)scale : 1) {}
 };
 
+constexpr int64_t kFew = 4;  // queries of a head of keys up to which lanes run along D, or along the keys, in forward
+
 enum class Sight { none, some, all };
 
 // The intervals of a block of queries, in lanes.

@@ -54,7 +54,9 @@ def test_it_is_its_definition(batches, either):
 
 @native_only
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("queries", "dim", "value_dim"), [(29, 1, 21), (30, 2, 26), (64, 8, 64), (7, 70, 130)])
+@pytest.mark.parametrize(
+    ("queries", "dim", "value_dim"), [(29, 1, 21), (30, 2, 26), (64, 8, 64), (7, 70, 130), (3, 70, 40)]
+)
 def test_where_one_key_is_seen_nothing_depends_on_its_score(queries, dim, value_dim, dtype):
     """The two terms of the score's gradient cancel, to the last bit, not to rounding times the scale."""
     torch.manual_seed(0)
@@ -64,7 +66,11 @@ def test_where_one_key_is_seen_nothing_depends_on_its_score(queries, dim, value_
     intervals = torch.tensor([0, 1, 1, 1]).expand(1, queries, 4).contiguous()
     out = ops.interval_attention(q, k, v, intervals, scale=8.0)
     assert torch.equal(out, v.expand_as(out))
-    of_q, of_k = torch.autograd.grad(out, (q, k), torch.randn_like(out))
+    up = torch.randn_like(out)
+    of_q, of_k, of_v = torch.autograd.grad(out, (q, k, v), up)
+    assert_no_worse(
+        of_v, up.sum(2, keepdim=True), up.double().sum(2, keepdim=True), "values", floor=torch.finfo(dtype).eps
+    )
     bound = 0.0 if dtype == torch.float32 else 1e-2
     assert float(of_q.abs().max()) <= bound and float(of_k.abs().max()) <= bound
 
