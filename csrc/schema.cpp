@@ -16,7 +16,8 @@ STABLE_TORCH_LIBRARY(pyramid, m) {
       "Tensor? grad_commitment) -> Tensor grad_x");
 
   // q (B, H, S, D), k (B, Hkv, Skv, D), v (B, Hkv, Skv, Dv), intervals (B or 1, S, 4) int32 or int64 ->
-  // out (B, H, S, Dv), logsumexp (B, H, S) float32 (float64 for float64), -inf where a query sees nothing
+  // out (B, H, S, Dv), logsumexp (B, H, S), float64 on the CPU, float32 on CUDA (float64 for float64), -inf where a query sees
+  // nothing
   m.def(
       "interval_attention(Tensor q, Tensor k, Tensor v, Tensor intervals, float scale) -> "
       "(Tensor out, Tensor logsumexp)");

@@ -34,7 +34,9 @@ struct IntervalAttentionShape {
   int64_t interval_batch;  // 4 S, or 0 where all of the batch share one set
 };
 
-template <class T>
+// Row: the type of a number a query. The CPU keeps logsumexp in double: in float it is rounded by up to 4e-6 of a score of
+// 64, by which forward's probabilities and those of backward would differ.
+template <class T, class Row = compute_t<T>>
 struct IntervalAttentionParams {
   IntervalAttentionShape shape;
   const T* q;                // (B, H, S, D) strided
@@ -42,31 +44,31 @@ struct IntervalAttentionParams {
   const T* v;                // (B, Hkv, Skv, Dv) strided
   const int32_t* intervals;  // (B or 1, S, 4) a, b, c, d; 0 <= a <= b <= Skv, 0 <= c <= d <= Skv; they may overlap
   T* out;                    // (B, H, S, Dv) contiguous, out
-  compute_t<T>* logsumexp;   // (B, H, S) out
+  Row* logsumexp;            // (B, H, S) out
 };
 
-template <class T>
+template <class T, class Row = compute_t<T>>
 struct IntervalAttentionBackwardParams {
   IntervalAttentionShape shape;
   const T* q;
   const T* k;
   const T* v;
   const int32_t* intervals;
-  const T* out;                   // (B, H, S, Dv) contiguous
-  const compute_t<T>* logsumexp;  // (B, H, S)
-  const T* grad_out;              // (B, H, S, Dv) contiguous
-  compute_t<T>* delta;            // (B, H, S) workspace
-  T* grad_q;                      // (B, H, S, D) contiguous, out
-  T* grad_k;                      // (B, Hkv, Skv, D) contiguous, out
-  T* grad_v;                      // (B, Hkv, Skv, Dv) contiguous, out
+  const T* out;         // (B, H, S, Dv) contiguous
+  const Row* logsumexp;  // (B, H, S)
+  const T* grad_out;     // (B, H, S, Dv) contiguous
+  compute_t<T>* delta;   // (B, H, S) workspace
+  T* grad_q;             // (B, H, S, D) contiguous, out
+  T* grad_k;             // (B, Hkv, Skv, D) contiguous, out
+  T* grad_v;             // (B, Hkv, Skv, Dv) contiguous, out
 };
 
 // A task is a number of queries of one head of keys (backward: all of them). Tasks write to different places.
 PYRAMID_PER_ISA(int64_t interval_attention_num_tasks(const IntervalAttentionShape&))
-PYRAMID_PER_ISA(template <class T> bool interval_attention_tasks(const IntervalAttentionParams<T>&, int64_t begin,
-                                                                 int64_t end))  // false: no memory
+PYRAMID_PER_ISA(template <class T> bool interval_attention_tasks(const IntervalAttentionParams<T, double>&,
+                                                                 int64_t begin, int64_t end))  // false: no memory
 PYRAMID_PER_ISA(int64_t interval_attention_backward_num_tasks(const IntervalAttentionShape&))
-PYRAMID_PER_ISA(template <class T> bool interval_attention_backward_tasks(const IntervalAttentionBackwardParams<T>&,
+PYRAMID_PER_ISA(template <class T> bool interval_attention_backward_tasks(const IntervalAttentionBackwardParams<T, double>&,
                                                                           int64_t begin, int64_t end))
 
 #if PYRAMID_WITH_CUDA

@@ -3,7 +3,9 @@
 //   P = exp(K Q^T - logsumexp)        dP = V dO^T               dS = P (dP - delta)          (keys, queries)
 //   dV += P dO                        dK += dS Q                                             (keys, D)
 //   dQ^T += K^T dS                                                                           (D, queries)
-// delta is grad_out . out for float; 16-bit numbers have rounded out, so for them a pass of its own sums P dP.
+// delta is the mean of dP over the keys, weighted by P: formed on the spot where a block of queries sees one block of keys;
+// by a pass of its own for few queries and for 16-bit numbers, whose out is rounded; else it is grad_out . out, which
+// costs nothing, and is as exact where the softmax is not all but one key's.
 // A task is a head of keys with all queries that read it: nothing is added up by two threads.
 #include "interval_attention.h"
 
@@ -21,14 +23,14 @@ constexpr int64_t kPanel = kPanelBlocks * kBlockQueries;
 
 template <class T>
 struct Task {
-  const IntervalAttentionBackwardParams<T>& p;
+  const IntervalAttentionBackwardParams<T, double>& p;
   QueryRows rows;
   const T* k;
   const T* v;
   Scale scale;
   int64_t key_index;  // of the head among the (B, Hkv, Skv) of a contiguous tensor
 
-  Task(const IntervalAttentionBackwardParams<T>& params, int64_t index) : p(params), rows(params.shape), scale(params.shape.scale) {
+  Task(const IntervalAttentionBackwardParams<T, double>& params, int64_t index) : p(params), rows(params.shape), scale(params.shape.scale) {
     rows.batch = index / p.shape.kv_heads;
     rows.kv_head = index % p.shape.kv_heads;
     k = p.k + rows.batch * p.shape.k.batch + rows.kv_head * p.shape.k.head;
@@ -38,10 +40,12 @@ struct Task {
 };
 
 struct Workspace {
-  float *q, *q_lanes, *grad_out, *grad_out_lanes, *logsumexp, *delta, *grad_q;  // of a panel
-  float *keys, *values, *p, *ds;                                                // of a block of keys
-  float *grad_keys, *grad_values;                                               // of all keys
+  float *q, *q_lanes, *grad_out, *grad_out_lanes, *delta, *grad_q;  // of a panel
+  float *logsumexp, *below, *total;                                 // its nearest float, what is left; the sum of P
+  float *keys, *values, *p, *ds;                                    // of a block of keys
+  float *grad_keys, *grad_values;                                   // of all keys
   SeenBy* seen;
+  bool alone[kPanelBlocks];
   int64_t dim, value_dim, key_step, value_step, grad_q_rows, all_keys;
 
   static int64_t size(const IntervalAttentionShape& s) {
@@ -61,6 +65,8 @@ struct Workspace {
     grad_out = carver.take(kPanel * value_dim);
     grad_out_lanes = carver.take(kPanel * s.value_dim);
     logsumexp = carver.take(kPanel);
+    below = carver.take(kPanel);
+    total = carver.take(kPanel);
     delta = carver.take(kPanel);
     grad_q = carver.take(kPanel * grad_q_rows);
     keys = carver.take(kBlockKeys * key_step);
@@ -93,39 +99,48 @@ void load_panel(const Task<T>& t, Workspace& w, int64_t begin, int64_t end) {
     for (int64_t e = 0; e < s.value_dim; ++e) delta = fma(grad_out[e], widen(t.p.out[index * s.value_dim + e]), delta);
     w.delta[at] = delta;
     // Where nothing was seen every probability is exp(-infinity).
-    const float logsumexp = t.p.logsumexp[index];
-    w.logsumexp[at] = logsumexp == -__builtin_inff() ? __builtin_inff() : logsumexp;
+    const double logsumexp = t.p.logsumexp[index];
+    const bool nothing = logsumexp == -__builtin_inf();
+    w.logsumexp[at] = nothing ? __builtin_inff() : (float)logsumexp;
+    w.below[at] = nothing ? 0 : (float)(logsumexp - (double)w.logsumexp[at]);
   }
   for (int64_t at = end - begin; at % kLanes; ++at) {  // lanes behind the last query
     const int64_t block = at / kBlockQueries, lane = at % kBlockQueries;
     for (int64_t d = 0; d < s.dim; ++d) w.q_lanes[(block * s.dim + d) * kBlockQueries + lane] = 0;
     for (int64_t e = 0; e < s.value_dim; ++e)
       w.grad_out_lanes[(block * s.value_dim + e) * kBlockQueries + lane] = 0;
-    w.logsumexp[at] = w.delta[at] = 0;
+    w.logsumexp[at] = w.below[at] = w.delta[at] = 0;
   }
 }
 
 // scores -> p in place, and ds from dp in place: (count, kBlockQueries).
-inline void probabilities(float* scores, float scale, const float* logsumexp, int64_t count, int64_t vecs) {
+inline void probabilities(float* scores, float scale, const float* logsumexp, const float* below, int64_t count,
+                          int64_t vecs) {
   for (int64_t v = 0; v < vecs; ++v) {
-    const Vec by = splat(scale), shift = -load<Vec>(logsumexp + v * kLanes);
+    const Vec by = splat(scale), shift = -load<Vec>(logsumexp + v * kLanes), rest = load<Vec>(below + v * kLanes);
     for (int64_t j = 0; j < count; ++j) {
       float* const at = scores + j * kBlockQueries + v * kLanes;
-      store(at, exp_or_zero(fma(load<Vec>(at), by, shift)));
+      store(at, exp_or_zero(fma(load<Vec>(at), by, shift) - rest));
     }
   }
 }
 
-// delta += the sum of p dp over the keys.
-inline void add_products(const float* p, const float* dp, int64_t count, int64_t vecs, float* delta) {
+// delta += the sum of p dp over the keys, total += that of p.
+inline void add_products(const float* p, const float* dp, int64_t count, int64_t vecs, float* delta, float* total) {
   for (int64_t v = 0; v < vecs; ++v) {
-    Vec sum = load<Vec>(delta + v * kLanes);
+    Vec products = load<Vec>(delta + v * kLanes), weights = load<Vec>(total + v * kLanes);
     for (int64_t j = 0; j < count; ++j) {
       const int64_t at = j * kBlockQueries + v * kLanes;
-      sum = fma(load<Vec>(p + at), load<Vec>(dp + at), sum);
+      products = fma(load<Vec>(p + at), load<Vec>(dp + at), products);
+      weights += load<Vec>(p + at);
     }
-    store(delta + v * kLanes, sum);
+    store(delta + v * kLanes, products);
+    store(total + v * kLanes, weights);
   }
+}
+
+inline void divide(float* delta, const float* total) {
+  for (int64_t lane = 0; lane < kBlockQueries; ++lane) delta[lane] /= total[lane] == 0 ? 1 : total[lane];
 }
 
 inline void score_gradients(const float* p, float* dp, const float* delta, int64_t count, int64_t vecs) {
@@ -142,6 +157,7 @@ inline void score_gradients(const float* p, float* dp, const float* delta, int64
 struct Pair {
   int64_t block, queries, first, count;
   Sight sight;
+  bool alone;  // the queries see no other block of keys
 };
 
 // P and dP of a pair.
@@ -161,7 +177,7 @@ void probabilities_and_gradients(const Task<T>& t, Workspace& w, const Pair& pai
     }
   }
   if (pair.sight == Sight::some) seen.hide(w.p, pair.first, pair.count);
-  probabilities(w.p, t.scale.of_score, w.logsumexp + at, pair.count, seen.vecs);
+  probabilities(w.p, t.scale.of_score, w.logsumexp + at, w.below + at, pair.count, seen.vecs);
   multiply<Along::columns>(w.values, w.value_step, w.grad_out_lanes + at * s.value_dim, kBlockQueries, rows,
                            s.value_dim, seen.vecs, w.ds, kBlockQueries, false);
 }
@@ -171,6 +187,10 @@ void add_gradients(const Task<T>& t, Workspace& w, const Pair& pair) {
   probabilities_and_gradients(t, w, pair);
   const int64_t at = pair.block * kBlockQueries, rows = round_up(pair.count, kTileRows);
   const int64_t vecs = w.seen[pair.block].vecs;
+  if (pair.alone) {
+    add_products(w.p, w.ds, pair.count, vecs, w.delta + at, w.total + at);
+    divide(w.delta + at, w.total + at);
+  }
   multiply<Along::columns>(w.p, kBlockQueries, w.grad_out + at * w.value_dim, w.value_dim, rows, pair.queries,
                            w.value_dim / kLanes, w.grad_values + pair.first * w.value_dim, w.value_dim, true);
   score_gradients(w.p, w.ds, w.delta + at, pair.count, vecs);
@@ -196,9 +216,15 @@ void each_pair(const Task<T>& t, Workspace& w, int64_t num_queries, const Functi
         loaded = true;
       }
       const int64_t left = num_queries - block * kBlockQueries;
-      function(Pair{block, left < kBlockQueries ? left : (int64_t)kBlockQueries, first, count, sight});
+      function(Pair{block, left < kBlockQueries ? left : (int64_t)kBlockQueries, first, count, sight, w.alone[block]});
     }
   }
+}
+
+inline bool sees_one_block(const SeenBy& seen, int64_t num_keys) {
+  int64_t count = 0;
+  for (int64_t first = 0; first < num_keys; first += kBlockKeys) count += seen.sight(first, first + kBlockKeys) != Sight::none;
+  return count == 1;
 }
 
 template <class T>
@@ -211,15 +237,23 @@ void run(const Task<T>& t, Workspace& w) {
     const int64_t blocks = ceil_div(end - begin, (int64_t)kBlockQueries);
     load_panel(t, w, begin, end);
     fill(w.grad_q, blocks * kBlockQueries * w.grad_q_rows, 0);
-    for (int64_t block = 0; block < blocks; ++block)
+    const bool pass = sizeof(T) < 4 || t.rows.count <= kFew;
+    for (int64_t block = 0; block < blocks; ++block) {
       w.seen[block].load(t.rows, t.p.intervals, s.interval_batch, begin + block * kBlockQueries, end);
-    if (sizeof(T) < 4) {
-      fill(w.delta, kPanel, 0);
+      w.alone[block] = sees_one_block(w.seen[block], s.num_keys);
+      if (!pass && !w.alone[block]) continue;
+      fill(w.delta + block * kBlockQueries, kBlockQueries, 0);
+      fill(w.total + block * kBlockQueries, kBlockQueries, 0);
+    }
+    if (pass) {
       each_pair(t, w, end - begin, [&](const Pair& pair) {
+        if (pair.alone) return;
         probabilities_and_gradients(t, w, pair);
         const int64_t at = pair.block * kBlockQueries;
-        add_products(w.p, w.ds, pair.count, w.seen[pair.block].vecs, w.delta + at);
+        add_products(w.p, w.ds, pair.count, w.seen[pair.block].vecs, w.delta + at, w.total + at);
       });
+      for (int64_t block = 0; block < blocks; ++block)
+        if (!w.alone[block]) divide(w.delta + block * kBlockQueries, w.total + block * kBlockQueries);
     }
     each_pair(t, w, end - begin, [&](const Pair& pair) { add_gradients(t, w, pair); });
     for (int64_t r = begin; r < end; ++r) {
@@ -269,7 +303,7 @@ void run(const Task<double>& t, Workspace&) {
 int64_t interval_attention_backward_num_tasks(const IntervalAttentionShape& s) { return s.batch * s.kv_heads; }
 
 template <class T>
-bool interval_attention_backward_tasks(const IntervalAttentionBackwardParams<T>& p, int64_t begin, int64_t end) {
+bool interval_attention_backward_tasks(const IntervalAttentionBackwardParams<T, double>& p, int64_t begin, int64_t end) {
   const Scratch scratch(sizeof(T) == 8 ? 1 : Workspace::size(p.shape));
   if (!scratch.data) return false;
   Workspace w{};
@@ -280,7 +314,7 @@ bool interval_attention_backward_tasks(const IntervalAttentionBackwardParams<T>&
 }
 
 #define PYRAMID_INSTANTIATE(T) \
-  template bool interval_attention_backward_tasks<T>(const IntervalAttentionBackwardParams<T>&, int64_t, int64_t);
+  template bool interval_attention_backward_tasks<T>(const IntervalAttentionBackwardParams<T, double>&, int64_t, int64_t);
 PYRAMID_INSTANTIATE(float)
 PYRAMID_INSTANTIATE(double)
 PYRAMID_INSTANTIATE(BFloat16)

@@ -20,14 +20,14 @@ constexpr int64_t kPanel = kPanelBlocks * kBlockQueries;
 
 template <class T>
 struct Task {
-  const IntervalAttentionParams<T>& p;
+  const IntervalAttentionParams<T, double>& p;
   QueryRows rows;
   Scale scale;
   int64_t begin, end;  // rows of this panel
   const T* k;
   const T* v;
 
-  Task(const IntervalAttentionParams<T>& params, int64_t index) : p(params), rows(params.shape), scale(params.shape.scale) {
+  Task(const IntervalAttentionParams<T, double>& params, int64_t index) : p(params), rows(params.shape), scale(params.shape.scale) {
     const int64_t panels = ceil_div(rows.count, kPanel), pair = index / panels;
     rows.batch = pair / p.shape.kv_heads;
     rows.kv_head = pair % p.shape.kv_heads;
@@ -81,8 +81,8 @@ void clear_lanes(const Task<T>& t, const Workspace& w) {
       w.queries[(at / kBlockQueries * t.p.shape.dim + d) * kBlockQueries + at % kBlockQueries] = 0;
 }
 
-inline float logsumexp_of(float greatest, float sum, const Scale& scale) {
-  return sum == 0 ? -__builtin_inff() : greatest * scale.of_score + (float)__builtin_log((double)sum);
+inline double logsumexp_of(float greatest, float sum, const Scale& scale) {
+  return sum == 0 ? -__builtin_inf() : (double)greatest * scale.of_score + __builtin_log((double)sum);
 }
 
 template <class T>
@@ -234,7 +234,7 @@ int64_t interval_attention_num_tasks(const IntervalAttentionShape& s) {
 }
 
 template <class T>
-bool interval_attention_tasks(const IntervalAttentionParams<T>& p, int64_t begin, int64_t end) {
+bool interval_attention_tasks(const IntervalAttentionParams<T, double>& p, int64_t begin, int64_t end) {
   const Scratch scratch(sizeof(T) == 8 ? 1 : Workspace::size(p.shape));
   if (!scratch.data) return false;
   Workspace w{};
@@ -251,7 +251,7 @@ bool interval_attention_tasks(const IntervalAttentionParams<T>& p, int64_t begin
 }
 
 #define PYRAMID_INSTANTIATE(T) \
-  template bool interval_attention_tasks<T>(const IntervalAttentionParams<T>&, int64_t, int64_t);
+  template bool interval_attention_tasks<T>(const IntervalAttentionParams<T, double>&, int64_t, int64_t);
 PYRAMID_INSTANTIATE(float)
 PYRAMID_INSTANTIATE(double)
 PYRAMID_INSTANTIATE(BFloat16)

@@ -43,9 +43,9 @@ std::tuple<Tensor, Tensor> interval_attention(const Tensor& q, const Tensor& k, 
                                               const Tensor& intervals, double scale) {
   const IntervalAttentionArguments a = check_attention("interval_attention", q, k, v, intervals, scale);
   const Tensor narrow = checked_intervals("interval_attention", a);
-  const Tensor out = new_out(a), logsumexp = new_row_numbers(a);
+  const Tensor out = new_out(a), logsumexp = new_row_numbers(a, ScalarType::Double);
   PYRAMID_DISPATCH_FLOATING("interval_attention", q, [&] {
-    const auto p = forward_params<element_t>(a, narrow, out, logsumexp);
+    const auto p = forward_params<element_t, double>(a, narrow, out, logsumexp);
     run_tasks("interval_attention", PYRAMID_BEST_ISA(interval_attention_num_tasks)(a.shape),
               [&](int64_t begin, int64_t end) {
                 return PYRAMID_BEST_ISA(interval_attention_tasks<element_t>)(p, begin, end);
@@ -60,9 +60,9 @@ std::tuple<Tensor, Tensor, Tensor> interval_attention_backward(const Tensor& gra
                                                                const Tensor& logsumexp, double scale) {
   const IntervalAttentionArguments a = check_attention("interval_attention_backward", q, k, v, intervals, scale);
   const Tensor narrow = checked_intervals("interval_attention_backward", a);
-  const IntervalAttentionGradients g = prepare_backward(a, grad_out, out, logsumexp);
+  const IntervalAttentionGradients g = prepare_backward(a, grad_out, out, logsumexp, ScalarType::Double);
   PYRAMID_DISPATCH_FLOATING("interval_attention_backward", q, [&] {
-    const auto p = backward_params<element_t>(a, narrow, g);
+    const auto p = backward_params<element_t, double>(a, narrow, g);
     run_tasks("interval_attention_backward", PYRAMID_BEST_ISA(interval_attention_backward_num_tasks)(a.shape),
               [&](int64_t begin, int64_t end) {
                 return PYRAMID_BEST_ISA(interval_attention_backward_tasks<element_t>)(p, begin, end);

@@ -73,8 +73,8 @@ inline Tensor new_out(const IntervalAttentionArguments& a) {
   return torch::stable::new_empty(a.q, {s.batch, s.heads, s.num_queries, s.value_dim});
 }
 
-inline Tensor new_row_numbers(const IntervalAttentionArguments& a) {
-  return torch::stable::new_empty(a.q, {a.shape.batch, a.shape.heads, a.shape.num_queries}, a.compute);
+inline Tensor new_row_numbers(const IntervalAttentionArguments& a, torch::headeronly::ScalarType dtype) {
+  return torch::stable::new_empty(a.q, {a.shape.batch, a.shape.heads, a.shape.num_queries}, dtype);
 }
 
 struct IntervalAttentionGradients {
@@ -84,7 +84,8 @@ struct IntervalAttentionGradients {
 };
 
 inline IntervalAttentionGradients prepare_backward(const IntervalAttentionArguments& a, const Tensor& grad_out,
-                                                   const Tensor& out, const Tensor& logsumexp) {
+                                                   const Tensor& out, const Tensor& logsumexp,
+                                                   torch::headeronly::ScalarType dtype_of_rows) {
   const auto& s = a.shape;
   const std::vector<int64_t> rows{s.batch, s.heads, s.num_queries};
   const std::vector<int64_t> outs{s.batch, s.heads, s.num_queries, s.value_dim};
@@ -92,9 +93,9 @@ inline IntervalAttentionGradients prepare_backward(const IntervalAttentionArgume
                 "interval_attention_backward: grad_out, out and logsumexp must be (B, H, S, Dv), the same and (B, H, S), "
                 "got ", shape_of(grad_out), ", ", shape_of(out), " and ", shape_of(logsumexp), " for q ", shape_of(a.q));
   PYRAMID_CHECK(grad_out.scalar_type() == a.q.scalar_type() && out.scalar_type() == a.q.scalar_type() &&
-                    logsumexp.scalar_type() == a.compute,
+                    logsumexp.scalar_type() == dtype_of_rows,
                 "interval_attention_backward: grad_out and out must be ", dtype_of(a.q), " and logsumexp ",
-                torch::headeronly::toString(a.compute), ", got ", dtype_of(grad_out), ", ", dtype_of(out), " and ",
+                torch::headeronly::toString(dtype_of_rows), ", got ", dtype_of(grad_out), ", ", dtype_of(out), " and ",
                 dtype_of(logsumexp));
   PYRAMID_CHECK(grad_out.device() == a.q.device() && out.device() == a.q.device() &&
                     logsumexp.device() == a.q.device(),
@@ -102,40 +103,38 @@ inline IntervalAttentionGradients prepare_backward(const IntervalAttentionArgume
   return {torch::stable::contiguous(grad_out),
           torch::stable::contiguous(out),
           torch::stable::contiguous(logsumexp),
-          new_row_numbers(a),
+          new_row_numbers(a, a.compute),
           torch::stable::new_empty(a.q, {s.batch, s.heads, s.num_queries, s.dim}),
           torch::stable::new_empty(a.q, {s.batch, s.kv_heads, s.num_keys, s.dim}),
           torch::stable::new_empty(a.q, {s.batch, s.kv_heads, s.num_keys, s.value_dim})};
 }
 
 // `intervals` here and below: int32 (B or 1, S, 4) on the device.
-template <class T>
-kernels::IntervalAttentionParams<T> forward_params(const IntervalAttentionArguments& a, const Tensor& intervals,
-                                                   const Tensor& out, const Tensor& logsumexp) {
-  using C = kernels::compute_t<T>;
+template <class T, class Row = kernels::compute_t<T>>
+kernels::IntervalAttentionParams<T, Row> forward_params(const IntervalAttentionArguments& a, const Tensor& intervals,
+                                                        const Tensor& out, const Tensor& logsumexp) {
   return {a.shape,
           static_cast<const T*>(a.q.const_data_ptr()),
           static_cast<const T*>(a.k.const_data_ptr()),
           static_cast<const T*>(a.v.const_data_ptr()),
           static_cast<const int32_t*>(intervals.const_data_ptr()),
           static_cast<T*>(out.mutable_data_ptr()),
-          static_cast<C*>(logsumexp.mutable_data_ptr())};
+          static_cast<Row*>(logsumexp.mutable_data_ptr())};
 }
 
-template <class T>
-kernels::IntervalAttentionBackwardParams<T> backward_params(const IntervalAttentionArguments& a,
-                                                            const Tensor& intervals,
-                                                            const IntervalAttentionGradients& g) {
-  using C = kernels::compute_t<T>;
+template <class T, class Row = kernels::compute_t<T>>
+kernels::IntervalAttentionBackwardParams<T, Row> backward_params(const IntervalAttentionArguments& a,
+                                                                 const Tensor& intervals,
+                                                                 const IntervalAttentionGradients& g) {
   return {a.shape,
           static_cast<const T*>(a.q.const_data_ptr()),
           static_cast<const T*>(a.k.const_data_ptr()),
           static_cast<const T*>(a.v.const_data_ptr()),
           static_cast<const int32_t*>(intervals.const_data_ptr()),
           static_cast<const T*>(g.out.const_data_ptr()),
-          static_cast<const C*>(g.logsumexp.const_data_ptr()),
+          static_cast<const Row*>(g.logsumexp.const_data_ptr()),
           static_cast<const T*>(g.grad_out.const_data_ptr()),
-          static_cast<C*>(g.delta.mutable_data_ptr()),
+          static_cast<kernels::compute_t<T>*>(g.delta.mutable_data_ptr()),
           static_cast<T*>(g.grad_q.mutable_data_ptr()),
           static_cast<T*>(g.grad_k.mutable_data_ptr()),
           static_cast<T*>(g.grad_v.mutable_data_ptr())};

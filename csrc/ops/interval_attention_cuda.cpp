@@ -51,7 +51,7 @@ std::tuple<Tensor, Tensor> interval_attention(const Tensor& q, const Tensor& k, 
   const kernels::IntervalAttentionShape& s = a.shape;
   const cudaStream_t stream = current_stream(a.q);
   const Intervals read = read_intervals(a, false, stream);
-  const Tensor out = new_out(a), logsumexp = new_row_numbers(a);
+  const Tensor out = new_out(a), logsumexp = new_row_numbers(a, a.compute);
   const int64_t slices = kernels::interval_attention_slices(s), partial = slices > 1 ? slices : 0;
   const Tensor partial_out =
       torch::stable::new_empty(a.q, {partial, s.batch, s.heads, s.num_queries, s.value_dim}, a.compute);
@@ -73,7 +73,7 @@ std::tuple<Tensor, Tensor, Tensor> interval_attention_backward(const Tensor& gra
                                                                const Tensor& logsumexp, double scale) {
   const torch::stable::accelerator::DeviceGuard guard(q.get_device_index());
   const IntervalAttentionArguments a = check_attention("interval_attention_backward", q, k, v, intervals, scale);
-  const IntervalAttentionGradients g = prepare_backward(a, grad_out, out, logsumexp);
+  const IntervalAttentionGradients g = prepare_backward(a, grad_out, out, logsumexp, a.compute);
   const cudaStream_t stream = current_stream(a.q);
   const Intervals read = read_intervals(a, true, stream);
   PYRAMID_DISPATCH_FLOATING("interval_attention_backward", q, [&] {

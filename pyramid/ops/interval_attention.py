@@ -112,8 +112,8 @@ def check_order(intervals: Tensor, last: int) -> None:
 
 
 def _fake(q: Tensor, k: Tensor, v: Tensor, intervals: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    compute = torch.float64 if q.dtype == torch.float64 else torch.float32
-    return q.new_empty(*q.shape[:3], v.shape[3]), q.new_empty(q.shape[:3], dtype=compute)
+    rows = torch.float32 if q.is_cuda and q.dtype != torch.float64 else torch.float64
+    return q.new_empty(*q.shape[:3], v.shape[3]), q.new_empty(q.shape[:3], dtype=rows)
 
 
 def _fake_backward(

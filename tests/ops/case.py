@@ -36,6 +36,10 @@ class Op:
     dtypes: tuple[torch.dtype, ...] = field(default=FLOATS)
     # Flat arguments -> those of the schema, where that takes a list of tensors.
     pack: Callable[..., tuple[Any, ...]] = lambda *args: args
+    # For the emulator, CUDA's operator on the CPU, where their dtypes differ: the CPU's arguments -> CUDA's; CUDA's
+    # results -> the CPU's.
+    to_cuda: Callable[..., tuple[Any, ...]] = lambda *args: args
+    from_cuda: Callable[[Any], Any] = lambda results: results
     # The reference with what 16-bit tensor cores round (the factors of every product), for 16-bit results of CUDA
     # kernels that use them; None: the reference itself.
     on_tensor_cores: Callable[..., Any] | None = None

@@ -46,13 +46,31 @@ def large_scores(dtype, device):
     return q, k, v, intervals, 12.0
 
 
+def rows_of(q):
+    """The dtype of logsumexp."""
+    return torch.float32 if q.is_cuda and q.dtype != torch.float64 else torch.float64
+
+
+def logsumexp_of(q, k, intervals, scale):
+    return reference.interval_logsumexp(q, k, intervals, scale).detach().to(rows_of(q))
+
+
+def narrow_rows(grad_out, q, k, v, intervals, out, logsumexp, scale):
+    narrow = logsumexp if q.dtype == torch.float64 else logsumexp.float()
+    return grad_out, q, k, v, intervals, out, narrow, scale
+
+
+def wide_rows(results):
+    out, logsumexp = results
+    return out, logsumexp.double()
+
+
 def with_out(make: Make) -> Make:
     def make_all(dtype, device):
         q, k, v, intervals, scale = make(dtype, device)
         out = reference.interval_attention(*(x.double() for x in (q, k, v)), intervals, scale)
         lse = reference.interval_logsumexp(q.double(), k.double(), intervals, scale)
-        wide = torch.float64 if dtype == torch.float64 else torch.float32
-        return randn(tuple(out.shape), dtype, device), q, k, v, intervals, out.to(dtype), lse.to(wide), scale
+        return randn(tuple(out.shape), dtype, device), q, k, v, intervals, out.to(dtype), lse.to(rows_of(q)), scale
 
     return make_all
 
@@ -64,7 +82,7 @@ def native(q, k, v, intervals, scale):
 def plain(q, k, v, intervals, scale):
     return (
         reference.interval_attention(q, k, v, intervals, scale),
-        reference.interval_logsumexp(q, k, intervals, scale).detach(),
+        logsumexp_of(q, k, intervals, scale),
     )
 
 
@@ -120,7 +138,7 @@ class Rounded(torch.autograd.Function):
 def rounded(q, k, v, intervals, scale):
     return (
         Rounded.apply(q, k, v, intervals, scale),
-        reference.interval_logsumexp(q, k, intervals, scale).detach(),
+        logsumexp_of(q, k, intervals, scale),
     )
 
 
@@ -157,6 +175,7 @@ INTERVAL_ATTENTION = Op(
     native=native,
     reference=plain,
     on_tensor_cores=rounded,
+    from_cuda=wide_rows,
     samples=[Sample(name, make) for name, make in SAMPLES],
     empty=Sample("no keys", heads(1, 2, 1, 3, 0, 4, 5)),
     differentiable=(0,),
@@ -189,6 +208,7 @@ BACKWARD = Op(
     native=native_backward,
     reference=plain_backward,
     on_tensor_cores=rounded_backward,
+    to_cuda=narrow_rows,
     samples=[Sample(name, with_out(make)) for name, make in SAMPLES],
     empty=Sample("no queries", with_out(heads(1, 2, 1, 0, 3, 4, 5, shared=True))),
     errors=[
@@ -196,10 +216,10 @@ BACKWARD = Op(
          lambda device: native_backward(
              torch.zeros(1, 1, 1, 2), *[torch.zeros(1, 1, 1, 1)] * 3, torch.zeros(1, 1, 4, dtype=torch.int64),
              torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1), 1.0)),
-        ("dtype", RuntimeError, "logsumexp Float, got Float, Float and Double",
+        ("dtype", RuntimeError, "logsumexp Double, got Float, Float and Float",
          lambda device: native_backward(
              *[torch.zeros(1, 1, 1, 1)] * 4, torch.zeros(1, 1, 4, dtype=torch.int64),
-             torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1).double(), 1.0)),
+             torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1), 1.0)),
     ],
 )  # fmt: skip
 

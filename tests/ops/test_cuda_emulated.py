@@ -18,7 +18,7 @@ def emulated(op: Op):
     if op.name.removesuffix("_backward") not in emulated_stems():
         pytest.skip(f"{op.name}: its kernels are not written with cuda_device.cuh")
     registered = getattr(emulated_ops(), op.name).default
-    return lambda *args: registered(*op.pack(*args))
+    return lambda *args: op.from_cuda(registered(*op.to_cuda(*op.pack(*args))))
 
 
 @pytest.fixture(autouse=True)
