@@ -83,6 +83,9 @@ class EpisodeModel(nn.Module):
             max_position_embeddings=4096,
         )
         self.body = LlamaModel(llama)
+        for layer in self.body.layers:  # at first what is alike is looked at: what to do with it is learned in minutes
+            nn.init.orthogonal_(layer.self_attn.q_proj.weight)
+            layer.self_attn.k_proj.weight.data.copy_(layer.self_attn.q_proj.weight.data)
         self.head = nn.Linear(config.dim, config.num_labels)
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
