@@ -45,7 +45,7 @@ def _what_else(path: Path, error: Exception) -> str:
     """What a file is that FFmpeg cannot open."""
     reason = getattr(error, "strerror", None) or error
     if path.is_fifo():
-        return f"got a stream that FFmpeg does not read ({reason}); an MP4 streams in fragments or with its index in front"
+        return f"got a stream that FFmpeg does not read ({reason}); MP4 streams in fragments, or its index in front"
     try:
         with open(path, "rb") as file:
             head = file.read(512)
