@@ -19,7 +19,7 @@ from tasks.options import Device, Figures, Json, OneShot, Overwrite, Seed, Seeds
 if TYPE_CHECKING:
     import torch
 
-    from lm.episodes import EpisodeData, EpisodeModel
+    from lm.episodes import EpisodeData, EpisodeModel, Episodes
     from pyramid.tokenizer import PyramidTokenizer
     from tasks.held_out import Source
     from tasks.one_shot import Run
@@ -66,6 +66,7 @@ def episodes(
         runs = [] if one_shot is None else read_runs(one_shot, tokenizer.config.size)
         if runs and ways < len(runs[0].known):
             raise ValueError(f"--one-shot: expected --ways of at least {len(runs[0].known)}, got {ways}")
+        matched = _run_episodes(tokenizer, runs, console)
         learned, asked = _clips(tokenizer, model, data, clips, ways, seed, console)
         rows: list[Row] = []
         for number in range(seed, seed + seeds):
@@ -73,8 +74,8 @@ def episodes(
             for row in _score(trained, asked, ways, counts, number):
                 rows.append(row)
                 console.emit(row)
-            if runs:
-                rows.append({"seed": number} | _one_shot(trained, tokenizer, runs))
+            if matched:
+                rows.append({"seed": number} | _one_shot(trained, matched))
                 console.emit(rows[-1])
         protocol = describe_model(model, tokenizer, part_of(model, "tokenizer"))
         protocol |= {"data": data, "ways": ways, "training_clips": clips, "minutes": minutes, "episodes_a_figure": 500}
@@ -198,27 +199,34 @@ def _score(
     return rows
 
 
-def _one_shot(model: EpisodeModel, tokenizer: PyramidTokenizer, runs: Sequence[Run]) -> Row:
+def _run_episodes(tokenizer: PyramidTokenizer, runs: Sequence[Run], console: Console) -> list[Episodes]:
     """Omniglot's benchmark: the 20 pictures of a run are shown with labels, those to be matched are asked for."""
     import torch
 
-    from lm.episodes import Episodes, say_by_model, say_by_nearest_mean, word_features
+    from lm.episodes import Episodes, word_features
     from tasks.one_shot import VIEWS, run_tokens
 
-    right: dict[str, list[float]] = {"right": [], "nearest_mean": []}
-    for run in runs:
-        known_names = torch.arange(len(run.known))
+    found = []
+    for run in console.track(runs, "one-shot runs"):
+        names = torch.arange(len(run.known))
         asked, known = (
             torch.stack([word_features(tokenizer, view).cpu() for view in side]).mean(dim=0)
             for side in run_tokens(tokenizer, run, tokenizer.config.num_frames, tokenizer.word_levels[-1] + 1, VIEWS)
         )
         rows = torch.cat([known.expand(len(asked), *known.shape), asked[:, None]], dim=1)
-        labels = torch.cat([known_names.expand(len(asked), -1), run.truth[:, None]], dim=1)
-        drawn = Episodes(rows, labels, known_names.expand(len(asked), -1))
-        for name, say in (("right", say_by_model(model)), ("nearest_mean", say_by_nearest_mean)):
-            right[name].append(float((say(drawn) == run.truth).float().mean()))
-    means = {name: sum(values) / len(values) for name, values in right.items()}
-    return {"classes": "one-shot benchmark", "shots": 1, **means, "chance": 1 / 20}
+        labels = torch.cat([names.expand(len(asked), -1), run.truth[:, None]], dim=1)
+        found.append(Episodes(rows, labels, names.expand(len(asked), -1)))
+    return found
+
+
+def _one_shot(model: EpisodeModel, runs: Sequence[Episodes]) -> Row:
+    from lm.episodes import say_by_model, say_by_nearest_mean
+
+    row: Row = {"classes": "one-shot benchmark", "shots": 1}
+    for name, say in (("right", say_by_model(model)), ("nearest_mean", say_by_nearest_mean)):
+        shares = [float((say(run) == run.labels[:, -1]).float().mean()) for run in runs]
+        row[name] = sum(shares) / len(shares)
+    return row | {"chance": 1 / runs[0].names.shape[1]}
 
 
 def _means(rows: Sequence[Row]) -> list[Row]:

@@ -14,11 +14,14 @@ from made_strokes import small_set
 from PIL import Image
 from torch import nn
 
+from lm.episodes import EpisodeConfig, EpisodeModel, Episodes
 from pyramid.data.shapes import preset
 from tasks import cli, one_shot
 from tasks.caption_reading import likeness, rouge_l, score_texts
 from tasks.class_reading import Budget, classify, flat_prefix, read_clips
 from tasks.classifiers import CodeClassifier, PixelClassifier, fit
+from tasks.console import Console
+from tasks.evaluate_episodes import _one_shot, _run_episodes
 from tasks.held_out import ShapesSource
 from tasks.models import load_lm, load_tokenizer
 from tasks.one_shot import error, read_runs, run_tokens
@@ -215,6 +218,21 @@ def test_the_one_shot_benchmark_is_read_and_scored(tmp_path):
     (tmp_path / "other.zip").write_bytes(b"no zip")
     with pytest.raises(ValueError, match=r"expected all_runs.zip of Omniglot, got another file"):
         read_runs(tmp_path / "other.zip", (32, 32))
+
+
+def test_the_one_shot_benchmark_in_context(tmp_path, monkeypatch):
+    monkeypatch.setattr(one_shot, "VIEWS", 1)
+    benchmark(tmp_path / "all_runs.zip")
+    tokenizer = load_tokenizer("mini")
+    runs = _run_episodes(tokenizer, read_runs(tmp_path / "all_runs.zip", (32, 32))[:2], Console("test"))
+    assert [run.labels.shape for run in runs] == [(20, 21)] * 2 and runs[0].labels[3].tolist() == [*range(20), 3]
+    for run in runs:  # what is asked for is among those that it is to be matched to
+        assert torch.equal(run.features[:, -1], run.features[0, :20])
+    torch.manual_seed(0)
+    known = torch.randn(20, 8)
+    apart = Episodes(torch.cat([known.expand(20, 20, 8), known[:, None]], 1), runs[0].labels, runs[0].names)
+    row = _one_shot(EpisodeModel(EpisodeConfig(8, num_labels=20), known).eval(), [apart])
+    assert row["nearest_mean"] == 1.0 and 0 <= row["right"] < 0.5 and row["chance"] == 1 / 20
 
 
 def test_a_folder_is_evaluated_by_the_command(handwriting, tmp_path, capsys, monkeypatch):
