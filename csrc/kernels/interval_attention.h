@@ -34,8 +34,8 @@ struct IntervalAttentionShape {
   int64_t interval_batch;  // 4 S, or 0 where all of the batch share one set
 };
 
-// Row: the type of a number a query. The CPU keeps logsumexp in double: in float it is rounded by up to 4e-6 of a score of
-// 64, by which forward's probabilities and those of backward would differ.
+// Row: the type of a number a query. The CPU keeps logsumexp in double: in float one of 64 is rounded by up to 4e-6, by
+// which forward's probabilities and those of backward would differ.
 template <class T, class Row = compute_t<T>>
 struct IntervalAttentionParams {
   IntervalAttentionShape shape;
@@ -54,7 +54,7 @@ struct IntervalAttentionBackwardParams {
   const T* k;
   const T* v;
   const int32_t* intervals;
-  const T* out;         // (B, H, S, Dv) contiguous
+  const T* out;          // (B, H, S, Dv) contiguous
   const Row* logsumexp;  // (B, H, S)
   const T* grad_out;     // (B, H, S, Dv) contiguous
   compute_t<T>* delta;   // (B, H, S) workspace
@@ -68,8 +68,8 @@ PYRAMID_PER_ISA(int64_t interval_attention_num_tasks(const IntervalAttentionShap
 PYRAMID_PER_ISA(template <class T> bool interval_attention_tasks(const IntervalAttentionParams<T, double>&,
                                                                  int64_t begin, int64_t end))  // false: no memory
 PYRAMID_PER_ISA(int64_t interval_attention_backward_num_tasks(const IntervalAttentionShape&))
-PYRAMID_PER_ISA(template <class T> bool interval_attention_backward_tasks(const IntervalAttentionBackwardParams<T, double>&,
-                                                                          int64_t begin, int64_t end))
+PYRAMID_PER_ISA(template <class T> bool interval_attention_backward_tasks(
+    const IntervalAttentionBackwardParams<T, double>&, int64_t begin, int64_t end))
 
 #if PYRAMID_WITH_CUDA
 constexpr int kHullRows = 64;

@@ -3,9 +3,9 @@
 //   P = exp(K Q^T - logsumexp)        dP = V dO^T               dS = P (dP - delta)          (keys, queries)
 //   dV += P dO                        dK += dS Q                                             (keys, D)
 //   dQ^T += K^T dS                                                                           (D, queries)
-// delta is the mean of dP over the keys, weighted by P: formed on the spot where a block of queries sees one block of keys;
-// by a pass of its own for few queries and for 16-bit numbers, whose out is rounded; else it is grad_out . out, which
-// costs nothing, and is as exact where the softmax is not all but one key's.
+// delta is the mean of dP over the keys, weighted by P: on the spot where a block of queries sees one block of keys; by a
+// pass of its own for few queries and for 16-bit numbers, whose out is rounded; else it is grad_out . out, which costs
+// nothing, and is as exact where the softmax is not all but one key's.
 // A task is a head of keys with all queries that read it: nothing is added up by two threads.
 #include "interval_attention.h"
 
@@ -30,7 +30,8 @@ struct Task {
   Scale scale;
   int64_t key_index;  // of the head among the (B, Hkv, Skv) of a contiguous tensor
 
-  Task(const IntervalAttentionBackwardParams<T, double>& params, int64_t index) : p(params), rows(params.shape), scale(params.shape.scale) {
+  Task(const IntervalAttentionBackwardParams<T, double>& params, int64_t index)
+      : p(params), rows(params.shape), scale(params.shape.scale) {
     rows.batch = index / p.shape.kv_heads;
     rows.kv_head = index % p.shape.kv_heads;
     k = p.k + rows.batch * p.shape.k.batch + rows.kv_head * p.shape.k.head;
@@ -94,10 +95,6 @@ void load_panel(const Task<T>& t, Workspace& w, int64_t begin, int64_t end) {
     fill(grad_out + s.value_dim, w.value_dim - s.value_dim, 0);
     widen_row(t.p.grad_out + index * s.value_dim, s.value_dim, grad_out);
     into_lane(grad_out, s.value_dim, 1, w.grad_out_lanes + block * s.value_dim * kBlockQueries + lane);
-    // Added up in the order of dP, so that the two cancel where one key alone is seen.
-    float delta = 0;
-    for (int64_t e = 0; e < s.value_dim; ++e) delta = fma(grad_out[e], widen(t.p.out[index * s.value_dim + e]), delta);
-    w.delta[at] = delta;
     // Where nothing was seen every probability is exp(-infinity).
     const double logsumexp = t.p.logsumexp[index];
     const bool nothing = logsumexp == -__builtin_inf();
@@ -109,7 +106,7 @@ void load_panel(const Task<T>& t, Workspace& w, int64_t begin, int64_t end) {
     for (int64_t d = 0; d < s.dim; ++d) w.q_lanes[(block * s.dim + d) * kBlockQueries + lane] = 0;
     for (int64_t e = 0; e < s.value_dim; ++e)
       w.grad_out_lanes[(block * s.value_dim + e) * kBlockQueries + lane] = 0;
-    w.logsumexp[at] = w.below[at] = w.delta[at] = 0;
+    w.logsumexp[at] = w.below[at] = 0;
   }
 }
 
@@ -136,6 +133,17 @@ inline void add_products(const float* p, const float* dp, int64_t count, int64_t
     }
     store(delta + v * kLanes, products);
     store(total + v * kLanes, weights);
+  }
+}
+
+// grad_out . out of a block's queries, added up in the order of dP, so that the two cancel where a query sees one key.
+template <class T>
+void deltas_of_out(const Task<T>& t, Workspace& w, int64_t begin, int64_t block, int64_t count) {
+  const int64_t value_dim = t.p.shape.value_dim;
+  for (int64_t at = block * kBlockQueries; at < block * kBlockQueries + count; ++at) {
+    const T* const out = t.p.out + t.rows.index(begin + at) * value_dim;
+    const float* const grad_out = w.grad_out + at * w.value_dim;
+    for (int64_t e = 0; e < value_dim; ++e) w.delta[at] = fma(grad_out[e], widen(out[e]), w.delta[at]);
   }
 }
 
@@ -200,6 +208,11 @@ void add_gradients(const Task<T>& t, Workspace& w, const Pair& pair) {
                         w.grad_q + at * w.grad_q_rows, kBlockQueries, true);
 }
 
+inline int64_t queries_of(int64_t block, int64_t num_queries) {
+  const int64_t left = num_queries - block * kBlockQueries;
+  return left < kBlockQueries ? left : (int64_t)kBlockQueries;
+}
+
 // function(pair) for each block of keys, loaded, and each block of the panel's queries that sees any of it.
 template <class T, class Function>
 void each_pair(const Task<T>& t, Workspace& w, int64_t num_queries, const Function& function) {
@@ -215,15 +228,15 @@ void each_pair(const Task<T>& t, Workspace& w, int64_t num_queries, const Functi
         load_rows(t.v + first * s.v.row, s.v.row, count, s.value_dim, w.values, w.value_step);
         loaded = true;
       }
-      const int64_t left = num_queries - block * kBlockQueries;
-      function(Pair{block, left < kBlockQueries ? left : (int64_t)kBlockQueries, first, count, sight, w.alone[block]});
+      function(Pair{block, queries_of(block, num_queries), first, count, sight, w.alone[block]});
     }
   }
 }
 
 inline bool sees_one_block(const SeenBy& seen, int64_t num_keys) {
   int64_t count = 0;
-  for (int64_t first = 0; first < num_keys; first += kBlockKeys) count += seen.sight(first, first + kBlockKeys) != Sight::none;
+  for (int64_t first = 0; first < num_keys; first += kBlockKeys)
+    count += seen.sight(first, first + kBlockKeys) != Sight::none;
   return count == 1;
 }
 
@@ -241,9 +254,9 @@ void run(const Task<T>& t, Workspace& w) {
     for (int64_t block = 0; block < blocks; ++block) {
       w.seen[block].load(t.rows, t.p.intervals, s.interval_batch, begin + block * kBlockQueries, end);
       w.alone[block] = sees_one_block(w.seen[block], s.num_keys);
-      if (!pass && !w.alone[block]) continue;
       fill(w.delta + block * kBlockQueries, kBlockQueries, 0);
       fill(w.total + block * kBlockQueries, kBlockQueries, 0);
+      if (!pass && !w.alone[block]) deltas_of_out(t, w, begin, block, queries_of(block, end - begin));
     }
     if (pass) {
       each_pair(t, w, end - begin, [&](const Pair& pair) {

@@ -27,7 +27,8 @@ struct Task {
   const T* k;
   const T* v;
 
-  Task(const IntervalAttentionParams<T, double>& params, int64_t index) : p(params), rows(params.shape), scale(params.shape.scale) {
+  Task(const IntervalAttentionParams<T, double>& params, int64_t index)
+      : p(params), rows(params.shape), scale(params.shape.scale) {
     const int64_t panels = ceil_div(rows.count, kPanel), pair = index / panels;
     rows.batch = pair / p.shape.kv_heads;
     rows.kv_head = pair % p.shape.kv_heads;
